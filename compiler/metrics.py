@@ -1,0 +1,133 @@
+"""How far apart two answers are, computed in float64."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from npuc.errors import ParityError
+from npuc.program import Tensors
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One output of a candidate against the reference, over all samples.
+
+    `max_abs`, `rms` are in the output's own unit; `sqnr_db` is 10·log10(Σref²/Σerr²) and infinite
+    where the two are equal; `cosine` is over the flattened output; `agreement` is the share of
+    rows whose top choice along the last axis is the same up to ties (None where that has no
+    meaning: integer outputs, or a last axis of one). `fault` is set where no number can excuse
+    the difference: another shape, another dtype kind, NaN or Inf on one side.
+    """
+
+    output: str
+    max_abs: float
+    max_rel: float
+    rms: float
+    peak: float
+    sqnr_db: float
+    cosine: float
+    agreement: float | None
+    rows: int
+    fault: str = ""
+
+
+def differences(
+    reference: Sequence[Tensors], candidate: Sequence[Tensors], ties: float = 0.0
+) -> tuple[Difference, ...]:
+    """Compare two lists of calls output by output, matched by name.
+
+    `ties` is the distance below the reference's top value within which another choice counts as
+    the same choice. Raises `ParityError` where nothing can be compared or the names differ.
+    """
+    if not reference or len(reference) != len(candidate):
+        raise ParityError(f"nothing to compare: {len(reference)} and {len(candidate)} calls")
+    names, others = set(reference[0]), set(candidate[0])
+    if not names or names != others:
+        raise ParityError(f"outputs differ by name: {sorted(names)} against {sorted(others)}")
+    return tuple(
+        _one(name, [r[name] for r in reference], [c[name] for c in candidate], ties)
+        for name in reference[0]
+    )
+
+
+def _one(
+    name: str, reference: Sequence[Array], candidate: Sequence[Array], ties: float
+) -> Difference:
+    total = peak = error = worst = relative = dot = power = 0.0
+    agree = rows = 0
+    for ref, got in zip(reference, candidate, strict=True):
+        fault = _fault(ref, got)
+        if fault:
+            return _broken(name, fault)
+        a, b = ref.astype(np.float64).ravel(), got.astype(np.float64).ravel()
+        finite = np.isfinite(a)
+        a, b = a[finite], b[finite]
+        gap = np.abs(a - b)
+        total, error = total + float(a @ a), error + float(gap @ gap)
+        dot, power = dot + float(a @ b), power + float(b @ b)
+        worst = max(worst, float(gap.max(initial=0.0)))
+        peak = max(peak, float(np.abs(a).max(initial=0.0)))
+        scale = np.maximum(np.abs(a), np.finfo(np.float32).tiny)
+        relative = max(relative, float((gap / scale).max(initial=0.0)))
+        if has_choice(ref):
+            hits, count = _agreement(ref, got, ties)
+            agree, rows = agree + hits, rows + count
+    count = sum(int(r.size) for r in reference)
+    if count == 0:
+        return _broken(name, "the output is empty: nothing was compared")
+    return Difference(
+        output=name,
+        max_abs=worst,
+        max_rel=relative,
+        rms=math.sqrt(error / count),
+        peak=peak,
+        sqnr_db=sqnr(total, error),
+        cosine=1.0 if error == 0 else dot / math.sqrt(total * power) if total * power > 0 else 0.0,
+        agreement=agree / rows if rows else None,
+        rows=rows,
+    )
+
+
+def sqnr(signal: float, error: float) -> float:
+    """Signal to quantization noise ratio in dB from sums of squares; inf where error is 0."""
+    if error == 0:
+        return math.inf
+    return 10 * math.log10(signal / error) if signal > 0 else -math.inf
+
+
+def has_choice(array: Array) -> bool:
+    """Whether a top choice along the last axis makes sense: floats, rank ≥ 2, last axis ≥ 2."""
+    return array.dtype.kind == "f" and array.ndim >= 2 and array.shape[-1] >= 2
+
+
+def _agreement(ref: Array, got: Array, ties: float) -> tuple[int, int]:
+    choice = got.argmax(axis=-1, keepdims=True)
+    chosen = np.take_along_axis(ref, choice, axis=-1).astype(np.float64)
+    best = ref.max(axis=-1, keepdims=True).astype(np.float64)
+    return int((chosen >= best - ties).sum()), int(best.size)
+
+
+def _fault(ref: Array, got: Array) -> str:
+    if ref.shape != got.shape:
+        return f"shape {got.shape}, expected {ref.shape}"
+    if ref.dtype.kind != got.dtype.kind:
+        return f"dtype {got.dtype}, expected {ref.dtype}"
+    if ref.dtype.kind not in "fc":
+        return ""
+    odd = ~(np.isfinite(ref) & np.isfinite(got))
+    same = (ref == got) | (np.isnan(ref) & np.isnan(got))
+    if (odd & ~same).any():
+        return f"{int((odd & ~same).sum())} values are NaN or Inf on one side only"
+    if np.isnan(ref).any():
+        return f"{int(np.isnan(ref).sum())} values are NaN in the reference itself"
+    return ""
+
+
+def _broken(name: str, fault: str) -> Difference:
+    nan = math.nan
+    return Difference(name, nan, nan, nan, nan, nan, nan, None, 0, fault)

@@ -1,0 +1,71 @@
+"""Run an ONNX program on the host, as the oracle every step is checked with."""
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npuc.errors import ParityError
+from npuc.program import Program, Tensors
+
+
+class OnnxRunner:
+    """A program under ONNX Runtime's CPU provider with every graph optimization off.
+
+    Off, because an optimizer between the graph and its answer would hide or add differences:
+    what runs is what the graph says. `extra` names intermediate values to return as well.
+    """
+
+    def __init__(self, program: Program, name: str = "onnxruntime", extra: Iterable[str] = ()):
+        import onnxruntime as ort
+
+        self.name = name
+        self.program = program
+        self.extra = tuple(extra)
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        try:
+            self._session = _session(_with_outputs(program, self.extra), options)
+        except Exception as error:  # onnxruntime raises pybind types without a common base
+            raise ParityError(f"ONNX Runtime rejects the program: {_first_line(error)}") from error
+
+    def __call__(self, inputs: Tensors) -> dict[str, np.ndarray[Any, Any]]:
+        """Run one call; raises `ParityError` with ONNX Runtime's reason where it fails."""
+        names = [port.name for port in self.program.outputs] + list(self.extra)
+        feed = {p.name: np.ascontiguousarray(inputs[p.name], p.dtype) for p in self.program.inputs}
+        try:
+            values = self._session.run(names, feed)
+        except Exception as error:  # as above
+            shapes = ", ".join(f"{k}:{'x'.join(map(str, v.shape))}" for k, v in feed.items())
+            message = f"ONNX Runtime fails at inputs {shapes}: {_first_line(error)}"
+            raise ParityError(message) from error
+        return dict(zip(names, values, strict=True))
+
+
+def _with_outputs(program: Program, extra: tuple[str, ...]) -> Program:
+    if not extra:
+        return program
+    copy = program.clone()
+    values = {v.name: v for node in copy.model.graph for v in node.outputs}
+    copy.model.graph.outputs.extend(values[name] for name in extra)
+    return copy
+
+
+def _session(program: Program, options: Any) -> Any:
+    import onnxruntime as ort
+
+    providers = ["CPUExecutionProvider"]
+    proto = program.serialized()
+    if proto is not None:
+        return ort.InferenceSession(proto, options, providers=providers)
+    with tempfile.TemporaryDirectory(prefix="npuc-") as folder:
+        path = Path(folder) / "model.onnx"
+        program.save(path)
+        return ort.InferenceSession(str(path), options, providers=providers)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:400]

@@ -1,0 +1,99 @@
+"""What a target adapter must offer, and the values that cross that boundary."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from npuc.passes.base import Pass
+from npuc.profile import FloatFormat, Profile
+from npuc.program import Program, Tensors
+
+Evidence = Literal["twin", "vendor-compiled", "vendor-simulator", "device"]
+"""What a number rests on, weakest first: npuc's numerics model on the host, the vendor's compiler
+accepted the model, the vendor's simulator ran it, the chip ran it."""
+
+
+class Runner(Protocol):
+    """Anything that answers: eager torch, an ONNX graph, a twin, a simulator, a device."""
+
+    @property
+    def name(self) -> str:
+        """What ran, for the report."""
+        ...
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        """Run one call. Outputs are by name and must not be overwritten by the next call."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Toolchain:
+    """Whether a target's vendor compiler can run here. `missing` is empty when it can."""
+
+    name: str
+    version: str = ""
+    missing: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LowerOptions:
+    """The user's choices that concern lowering.
+
+    `cpu` is a CPU level or LLVM CPU name for host code. `fallback` is "" or "ort". `archive` is
+    the torch.export archive of the original where there is one, for vendors that take torch.
+    """
+
+    precision: str = "float"
+    cpu: str = "native"
+    fallback: str = ""
+    require_vendor: bool = False
+    timeout: float = 3600.0
+    archive: Path | None = None
+    float_format: FloatFormat | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """What lowering produced.
+
+    `files` are artifact members by path (under ``payload/`` for the host artifact, ``vendor/``
+    for the vendor's binary or hand-over kit). `placement` maps each operator kind to where it
+    runs. `vendor` says in one line what the vendor's compiler did, or that it was not run.
+    """
+
+    files: Mapping[str, bytes]
+    evidence: Evidence
+    toolchain: Mapping[str, str]
+    vendor: str = ""
+    placement: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Target(Protocol):
+    """An adapter. Vendor packages are imported in `lower` and `runner` only, or in a subprocess."""
+
+    name: str
+    profile: Profile
+
+    def toolchain(self) -> Toolchain:
+        """Say whether the vendor's compiler can run here; never raises."""
+        ...
+
+    def legalise(self) -> tuple[Pass, ...]:
+        """Passes that rewrite what this target cannot run, before quantization."""
+        ...
+
+    def numerics(self, precision: str) -> tuple[Pass, ...]:
+        """Passes that make the program compute as the device does, after quantization."""
+        ...
+
+    def lower(self, program: Program, options: LowerOptions, workdir: Path) -> Payload:
+        """Compile the legalised program. Raises `UnsupportedError` or `ToolchainError`."""
+        ...
+
+    def runner(self, files: Mapping[str, bytes], program: Program) -> Runner:
+        """Return a runner over an artifact's members; `program` gives ports and fallbacks."""
+        ...
