@@ -1,1 +1,87 @@
+"""Lower a static ONNX program to a host shared library through TVM, and run the result.
 
+Importing this package loads neither tvm nor onnxruntime; `lower` and `load` do.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from npuc.passes.base import Pass
+from npuc.program import Program
+from npuc.targets.base import Evidence, Runner, Toolchain
+
+__all__ = ["Lowered", "legalise", "load", "lower", "status"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A compiled program.
+
+    `files` are artifact members by path, all under ``payload/``: the same program and options
+    give the same bytes. `toolchain` names every tool with its version. `placement` maps each
+    operator kind to "tvm" or "onnxruntime". `notes` are sentences for the report.
+    """
+
+    files: Mapping[str, bytes]
+    toolchain: Mapping[str, str]
+    placement: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    runs_here: bool = True
+
+    @property
+    def evidence(self) -> Evidence:
+        """What a result of this program on the CPU it was compiled for rests on.
+
+        The CPU is the device: where this machine is one, the device itself ran it; where it was
+        cross-compiled, only the compiler accepted it.
+        """
+        return "device" if self.runs_here else "vendor-compiled"
+
+
+def legalise() -> tuple[Pass, ...]:
+    """Return the passes that rewrite what TVM's importer cannot take, before quantization."""
+    from npuc.passes.decompose_rnn import DecomposeRnn
+
+    return (DecomposeRnn(),)
+
+
+def lower(program: Program, *, cpu: str = "native", fallback: str = "") -> Lowered:
+    """Compile a static-shape program for a CPU.
+
+    `cpu` is ``native``, ``x86-64-v3``, ``x86-64-v4``, ``aarch64`` or ``aarch64:<LLVM CPU name>``.
+    `fallback` is "" or "ort": with "ort", operators TVM cannot be trusted with run in ONNX
+    Runtime. Raises `UnsupportedError` listing every such operator where `fallback` is "",
+    `ToolchainError` where the linker is missing or fails, `UsageError` for an unknown `cpu`.
+    """
+    from npuc.targets.tvm import segments
+
+    return segments.lower(program, cpu=cpu, fallback=fallback)
+
+
+def load(files: Mapping[str, bytes], program: Program) -> Runner:
+    """Return a runner over the members `lower` wrote.
+
+    Raises `ToolchainError` where this machine cannot run them, `ArtifactError` where they are
+    damaged.
+    """
+    from npuc.targets.tvm import runtime
+
+    return runtime.load(files, program)
+
+
+def status() -> Toolchain:
+    """Say whether TVM and a linker are installed, without importing TVM; never raises."""
+    from importlib import metadata
+
+    from npuc.errors import ToolchainError
+    from npuc.targets.tvm.linker import find_linker
+
+    try:
+        version = metadata.version("apache-tvm")
+    except metadata.PackageNotFoundError:
+        return Toolchain("TVM", "", "apache-tvm is not installed", "pip install apache-tvm")
+    try:
+        linker = find_linker()
+    except ToolchainError as error:
+        return Toolchain("TVM", version, error.message, error.hint)
+    return Toolchain("TVM", f"{version}, linked by {linker.name} ({linker.version})")

@@ -1,0 +1,47 @@
+"""The host CPU as a target: code that TVM and LLVM generate, run on this machine."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from npuc.passes.base import Pass
+from npuc.profile import Profile
+from npuc.program import Program
+from npuc.targets import tvm
+from npuc.targets.base import LowerOptions, Payload, Runner, Toolchain
+
+
+class Cpu:
+    """Compiles a program for a CPU and runs it here."""
+
+    name = "cpu"
+
+    def __init__(self) -> None:
+        self.profile = Profile.load("cpu")
+
+    def toolchain(self) -> Toolchain:
+        """Say whether TVM and a linker are here; never raises."""
+        return tvm.status()
+
+    def legalise(self) -> tuple[Pass, ...]:
+        """Return the passes that rewrite what TVM's importer cannot take."""
+        return tvm.legalise()
+
+    def numerics(self, precision: str) -> tuple[Pass, ...]:
+        """Return nothing: a CPU computes the program as it is written."""
+        return ()
+
+    def lower(self, program: Program, options: LowerOptions, workdir: Path) -> Payload:
+        """Compile; raises `UnsupportedError`, `ToolchainError` or `UsageError`."""
+        done = tvm.lower(program, cpu=options.cpu, fallback=options.fallback)
+        return Payload(
+            files=done.files,
+            evidence=done.evidence,
+            toolchain=done.toolchain,
+            placement=done.placement,
+            notes=done.notes,
+            settings={"cpu": options.cpu, "fallback": options.fallback},
+        )
+
+    def runner(self, files: Mapping[str, bytes], program: Program) -> Runner:
+        """Return a runner; raises `ToolchainError` where this machine cannot run the code."""
+        return tvm.load(files, program)

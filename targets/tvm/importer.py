@@ -1,0 +1,64 @@
+"""Turn an ONNX model that the allow-list accepts into a Relax module."""
+
+import contextlib
+import io
+import re
+import warnings
+from typing import Any
+
+import onnx_ir as ir
+
+from npuc.errors import PassError
+
+ROUND = re.compile(r"RoundTo_e(\d+)m(\d+)")
+"""Float rounding functions of the twin, in domain ``ai.npuc``."""
+DOMAIN = "ai.npuc"
+
+
+def to_relax(model: ir.Model) -> Any:
+    """Import a static model as a `tvm.IRModule` whose main takes and returns tensors by position.
+
+    TVM's importer looks operators up by name and ignores their domain, so npuc's own functions
+    are renamed first and converted here: to `relax.call_dps_packed` markers that `legalize`
+    replaces by kernels. Raises `PassError` naming the operator the importer fails at.
+    """
+    proto = ir.to_proto(model)
+    del proto.functions[:]
+    for node in proto.graph.node:
+        if node.domain == DOMAIN:
+            node.op_type = f"{DOMAIN}.{node.op_type}"
+    importer = _importer()
+    shapes = {v.name: [int(d) for d in v.shape] for v in model.graph.inputs if v.shape is not None}
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+            # It warns for every input whose name is no identifier; ports are kept by position.
+            warnings.filterwarnings("ignore", message="Renaming name", category=UserWarning)
+            opset = model.opset_imports.get("", 1)
+            return importer(shapes, "float32").from_onnx(proto.graph, opset)
+    except Exception as error:  # the importer raises whatever its converters raise
+        place = printed.getvalue().strip().splitlines()
+        where = place[-1][:300] if place else "TVM's ONNX importer"
+        raise PassError(
+            f"TVM cannot import this program: {where}: {type(error).__name__}: {error}",
+            hint="compile with --fallback ort, and report this as a bug: the allow-list let it in",
+        ) from error
+
+
+def _importer() -> Any:
+    from tvm import relax
+    from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
+
+    class Importer(ONNXGraphImporter):  # type: ignore[misc]
+        """TVM's importer with npuc's operators; what it may see, the allow-list has decided."""
+
+        def _check_for_unsupported_ops(self, graph: Any) -> None:
+            pass
+
+        def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
+            if not op_name.startswith(f"{DOMAIN}."):
+                return super()._convert_operator(op_name, inputs, attrs, opset)
+            (data,) = inputs
+            return self.bb.normalize(relax.call_dps_packed(op_name, [data], data.ty))
+
+    return Importer
