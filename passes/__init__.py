@@ -1,1 +1,51 @@
+"""The standard passes, in order, and the catalogue of all of them.
 
+Importing this package loads no ONNX library; calling its functions does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from npuc.passes.base import Pass
+
+
+def standard(dims: Mapping[str, int]) -> tuple[Pass, ...]:
+    """Return the passes every program goes through first; `dims` binds dynamic dimensions."""
+    from npuc.passes.drop_unused import DropUnused
+    from npuc.passes.fix_shapes import FixShapes
+    from npuc.passes.fold_batchnorm import FoldBatchNorm
+    from npuc.passes.fold_constants import FoldConstants
+    from npuc.passes.simplify import Simplify
+
+    return (
+        FoldConstants(),  # first: the others look for weights among the initializers
+        DropUnused(),  # identities would stand between a convolution and its normalization
+        FoldBatchNorm(),  # before simplify, so that what did not fold has a reason
+        Simplify(),  # while dimensions are dynamic: the parity check can try several sizes
+        FixShapes(dims),  # the last that may see a dynamic dimension
+        FoldConstants(),  # numbers for shapes make constants of what computed them
+        DropUnused(),  # and leave behind nodes that nobody reads
+    )
+
+
+def catalogue() -> Mapping[str, type[Pass]]:
+    """Return every pass npuc has by name, in alphabetical order."""
+    from npuc.passes.drop_unused import DropUnused
+    from npuc.passes.fix_shapes import FixShapes
+    from npuc.passes.fold_batchnorm import FoldBatchNorm
+    from npuc.passes.fold_constants import FoldConstants
+    from npuc.passes.quantize import Quantize
+    from npuc.passes.simplify import Simplify
+
+    every: tuple[type[Pass], ...] = (
+        DropUnused,
+        FixShapes,
+        FoldBatchNorm,
+        FoldConstants,
+        Quantize,
+        Simplify,
+    )
+    return {item.name: item for item in sorted(every, key=lambda item: item.name)}

@@ -1,0 +1,174 @@
+"""Run a program on samples and choose the range each tensor is quantized over."""
+
+import json
+import operator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npuc.errors import ArtifactError, ParityError, UsageError
+from npuc.observers import Observer, Range, method
+from npuc.passes.graphs import infer_types
+from npuc.passes.qdq_sites import observed
+from npuc.profile import IntScheme
+from npuc.program import Program, Tensors
+
+FORMAT = "npuc-ranges-1"
+
+
+@dataclass(frozen=True)
+class Ranges(Mapping[str, Range]):
+    """Tensor name → the (low, high) its observer chose; also what was seen, and on how much.
+
+    `seen` holds each tensor's true minimum and maximum. A tensor is listed in both or neither.
+    """
+
+    chosen: Mapping[str, Range]
+    seen: Mapping[str, Range]
+    samples: int
+    observer: str
+
+    def __getitem__(self, name: str) -> Range:
+        return self.chosen[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.chosen)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def to_json(self) -> str:
+        """Write as JSON that `from_json` reads back equal; floats keep all their digits."""
+        tensors = {
+            name: {"range": list(self.chosen[name]), "seen": list(self.seen[name])}
+            for name in sorted(self.chosen)
+        }
+        data = {
+            "format": FORMAT,
+            "observer": self.observer,
+            "samples": self.samples,
+            "tensors": tensors,
+        }
+        return json.dumps(data, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Ranges":
+        """Read what `to_json` wrote; raises `ArtifactError` where it is anything else."""
+        try:
+            data = json.loads(text)
+            if data["format"] != FORMAT:
+                raise ArtifactError(f"ranges have format {data['format']!r}, expected {FORMAT!r}")
+            pairs = {
+                key: {n: (float(t[key][0]), float(t[key][1])) for n, t in data["tensors"].items()}
+                for key in ("range", "seen")
+            }
+            return cls(pairs["range"], pairs["seen"], int(data["samples"]), str(data["observer"]))
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise ArtifactError(f"these are not calibrated ranges: {error!r}") from error
+
+
+def collect(
+    program: Program,
+    samples: Iterable[Tensors],
+    scheme: IntScheme,
+    *,
+    observer: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Ranges:
+    """Observe every tensor that `scheme` quantizes, one sample at a time, in one pass.
+
+    `samples` yields one call's inputs each; `observer` overrides the scheme's. `progress` is
+    called with (samples done, samples in all or 0 where that is unknown). Peak memory is the
+    program, its tensors for one sample and a histogram per tensor.
+
+    Raises `UsageError` without samples, for a sample that lacks an input, or an unknown observer;
+    `ParityError` where a tensor holds NaN or Inf or ONNX Runtime fails, naming tensor and sample.
+    """
+    name = observer or scheme.observer
+    chosen = method(name)
+    copy = program.clone()
+    infer_types(copy.model)
+    names = observed(copy.model, scheme)
+    watching = {tensor: Observer(chosen.bins) for tensor in names}
+    run = _session(copy, names)
+    total, done = operator.length_hint(samples, 0), 0
+    for sample in samples:
+        values = run(_checked(program, sample, done), done)
+        for tensor, seen in watching.items():
+            if not seen.see(values.pop(tensor)):
+                raise ParityError(
+                    f"tensor {tensor!r} holds NaN or Inf on calibration sample {done}",
+                    hint="check that sample, and the original model on it",
+                )
+        done += 1
+        if progress is not None:
+            progress(done, total)
+    if done == 0:
+        raise UsageError("no calibration samples", hint="save some with the model, or give --calib")
+    watched = {t: seen for t, seen in watching.items() if seen.low <= seen.high}
+    return Ranges(
+        {t: chosen.choose(seen, scheme) for t, seen in watched.items()},
+        {t: (seen.low, seen.high) for t, seen in watched.items()},
+        done,
+        name,
+    )
+
+
+def _checked(program: Program, sample: Tensors, number: int) -> dict[str, np.ndarray[Any, Any]]:
+    missing = [port.name for port in program.inputs if port.name not in sample]
+    if missing:
+        raise UsageError(
+            f"calibration sample {number} has no {', '.join(missing)}; it has {sorted(sample)}"
+        )
+    return {p.name: np.ascontiguousarray(sample[p.name], p.dtype) for p in program.inputs}
+
+
+Run = Callable[[dict[str, np.ndarray[Any, Any]], int], dict[str, np.ndarray[Any, Any]]]
+
+
+def _session(program: Program, names: tuple[str, ...]) -> Run:
+    """Return a function from inputs to the named tensors.
+
+    ONNX Runtime optimizes here, unlike the oracle's: it keeps the tensors that are outputs, and
+    rounding differences far below a quantization step cannot matter to a range.
+    """
+    import onnxruntime as ort
+
+    graph = program.model.graph
+    inputs = {value.name for value in graph.inputs}
+    inner = [name for name in names if name not in inputs]
+    values = {value.name: value for node in graph for value in node.outputs}
+    graph.outputs.clear()
+    graph.outputs.extend(values[name] for name in inner)
+    session: Any = None
+    if inner:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        proto = program.serialized()
+        providers = ["CPUExecutionProvider"]
+        if proto is not None:
+            session = ort.InferenceSession(proto, options, providers=providers)
+        else:
+            with tempfile.TemporaryDirectory(prefix="npuc-") as folder:
+                path = Path(folder) / "model.onnx"
+                program.save(path)
+                session = ort.InferenceSession(str(path), options, providers=providers)
+
+    def run(feed: dict[str, np.ndarray[Any, Any]], number: int) -> dict[str, Any]:
+        found = {name: feed[name] for name in names if name in inputs}
+        if session is None:
+            return found
+        try:
+            found.update(zip(inner, session.run(inner, feed), strict=True))
+        except Exception as error:  # onnxruntime raises pybind types without a common base
+            reason = str(error).strip().splitlines()[0][:400]
+            raise ParityError(f"ONNX Runtime fails on calibration sample {number}: {reason}") from (
+                error
+            )
+        return found
+
+    return run

@@ -1,0 +1,318 @@
+"""Insert QuantizeLinear and DequantizeLinear pairs where a device computes in integers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from npuc.errors import PassError
+from npuc.passes import qdq_codes as codes
+from npuc.passes.base import Pass, Result
+from npuc.passes.graphs import Names, constant, drop_if_unused, infer_types, initializer, label
+from npuc.passes.qdq_sites import Site, dequantized, fixed_origin, sites
+from npuc.profile import IntScheme, Profile
+from npuc.program import Refusal
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Quantize(Pass):
+    """x → Conv(w, b) → y  ⇒  x → Q → DQ → Conv(DQ(w₈), DQ(b₃₂)) → y
+
+    real = s·(q - z),  q = clip(round(real / s) + z, q_low, q_high), ties to even.
+    Activations: one s, z per tensor from its calibrated range, shared by all its readers.
+    Weights: z = 0 (the middle for unsigned codes), s = max|w| / q_high per output channel.
+    Bias: int32 with s = s_x·s_w; a channel's s_w grows where its bias would not fit 2³⁰.
+    All parameters follow the profile's integer scheme; operators it does not list stay in float.
+
+    Refuses a node: in a control-flow body or function; with a weight that is not a constant; with
+    an input that is not float32; without a calibrated range, or with one that is only zero; named
+    in `skip`. A bias that cannot be coded per channel stays in float and is reported.
+    Raises `PassError` for NaN or Inf in a range or weight, or where no tensor has a range.
+    """
+
+    name: ClassVar[str] = "quantize"
+    exact: ClassVar[bool] = False
+
+    ranges: Mapping[str, tuple[float, float]] = field(repr=False)
+    skip: tuple[str, ...] = ()
+
+    def apply(self, model: ir.Model, profile: Profile) -> Result:
+        """Quantize in place; `changes` counts the operators that now have integer inputs."""
+        scheme = profile.int_scheme
+        if scheme is None:
+            raise PassError(
+                f"target {profile.name!r} has no integer scheme", hint="use --precision float"
+            )
+        _check_types(model, scheme)
+        infer_types(model)
+        found, refused = sites(model, scheme, self.skip)
+        _check_ranges(found, self.ranges, scheme)
+        editor = _Editor(model, scheme)
+        planned: list[Site] = []
+        refusals = list(refused)
+        for site in found:
+            reason = self._plan(site, editor)
+            if reason:
+                refusals.append(Refusal(label(site.node), reason))
+            else:
+                planned.append(site)
+        editor.plan_weights(planned)
+        for site in planned:
+            refusals += editor.edit(site)
+        return Result(len(planned), tuple(refusals))
+
+    def _plan(self, site: Site, editor: "_Editor") -> str:
+        """Choose the coding of each activation of a site; returns why it cannot be quantized."""
+        chosen: dict[str, codes.Affine] = {}
+        for index in site.activations:
+            value = site.node.inputs[index]
+            name = "" if value is None else value.name or ""
+            origin = None if value is None else fixed_origin(value, editor.scheme)
+            if origin is not None:
+                scale = editor.scheme.fixed_scales[origin]
+                chosen[name] = codes.fixed(scale, origin, editor.scheme)
+                continue
+            if name not in self.ranges:
+                return f"input {name!r} has no calibrated range"
+            low, high = self.ranges[name]
+            if low == 0 and high == 0:
+                return f"input {name!r} was always zero on the calibration samples"
+            chosen[name] = codes.activation(low, high, editor.scheme)
+        editor.affine.update(chosen)
+        return ""
+
+
+class _Editor:
+    """The model being quantized, and what was inserted so far, so that it is inserted once."""
+
+    def __init__(self, model: ir.Model, scheme: IntScheme) -> None:
+        self.graph = model.graph
+        self.scheme = scheme
+        self.affine: dict[str, codes.Affine] = {}
+        self._names = Names(model)
+        self._floors: dict[tuple[int, int | None], Array] = {}
+        self._activations: dict[str, ir.Value] = {}
+        self._weights: dict[tuple[int, int | None], tuple[ir.Value, Array]] = {}
+
+    def plan_weights(self, planned: list[Site]) -> None:
+        """Find how large each weight's scales must be for all biases that depend on them."""
+        for site in planned:
+            bias, data = self._bias(site), self._data_scale(site)
+            if bias is None or data is None:
+                continue
+            weight = site.node.inputs[site.weights[0]]
+            channels = _per_channel(bias, site)
+            if channels is None or weight is None:
+                continue
+            floor = np.abs(channels.astype(np.float64)) / (float(data) * codes.BIAS_LIMIT)
+            if site.axis is None:
+                floor = floor.max()
+            elif site.groups > 1:
+                floor = floor.reshape(site.groups, -1).max(axis=0)
+            key = (id(weight), site.axis)
+            self._floors[key] = np.maximum(self._floors.get(key, np.zeros(())), floor)
+
+    def edit(self, site: Site) -> list[Refusal]:
+        """Give a node quantized inputs; returns what about it stays in float."""
+        node = site.node
+        data, refusals = self._data_scale(site), []
+        for index in site.activations:
+            value = node.inputs[index]
+            assert value is not None  # sites() lists only inputs that are there
+            node.replace_input_with(index, self._activation(value))
+        if site.bias is not None:
+            reason = self._edit_bias(site, data)
+            if reason:
+                refusals.append(Refusal(label(node), reason))
+        for index in site.weights:
+            value = node.inputs[index]
+            assert value is not None
+            node.replace_input_with(index, self._weight(value, site)[0])
+            drop_if_unused(value)
+        return refusals
+
+    def _activation(self, value: ir.Value) -> ir.Value:
+        name = value.name or ""
+        if name in self._activations:
+            return self._activations[name]
+        affine = self.affine[name]
+        scale = self._constant(f"{name}_scale", np.asarray(affine.scale))
+        zero = self._constant(f"{name}_zero_point", np.asarray(affine.zero, affine.dtype))
+        nodes: list[ir.Node] = []
+        source = value
+        if affine.narrow:
+            ends = (affine.low, affine.high)
+            low, high = (np.float32((q - affine.zero) * affine.scale) for q in ends)
+            bounds = (
+                self._constant(f"{name}_low", np.asarray(low)),
+                self._constant(f"{name}_high", np.asarray(high)),
+            )
+            source = self._op(nodes, "Clip", [value, *bounds], f"{name}_clipped", value)
+        coded = self._op(nodes, "QuantizeLinear", [source, scale, zero], f"{name}_quantized", value)
+        coded.type = zero.type
+        real = self._op(
+            nodes, "DequantizeLinear", [coded, scale, zero], f"{name}_dequantized", value
+        )
+        producer = value.producer()
+        if producer is None:
+            self.graph.insert_before(self.graph[0], nodes)
+        else:
+            self.graph.insert_after(producer, nodes)
+        self._activations[name] = real
+        return real
+
+    def _weight(self, value: ir.Value, site: Site) -> tuple[ir.Value, Array]:
+        key = (id(value), site.axis)
+        if key in self._weights:
+            return self._weights[key]
+        array, name = constant(value), value.name or "weight"
+        assert array is not None  # sites() lists constants only
+        floor = self._floors.get(key, np.zeros(()))
+        try:
+            scales = codes.weight_scales(array, site.axis, self.scheme, floor)
+        except PassError as error:
+            error.add_note(f"weight {name!r} of {label(site.node)!r}")
+            raise
+        coded = codes.weight_codes(array, scales, site.axis, self.scheme)
+        zero = np.full(scales.shape, codes.weight_zero(self.scheme), coded.dtype)
+        real = self._dequantize(name, coded, scales, zero, site.axis, site.node)
+        self._weights[key] = real, scales
+        return real, scales
+
+    def _edit_bias(self, site: Site, data: np.float32 | None) -> str:
+        index = site.bias
+        assert index is not None
+        value = site.node.inputs[index]
+        if dequantized(value):
+            return ""
+        bias, weight = constant(value), site.node.inputs[site.weights[0]]
+        if value is None or bias is None or weight is None or data is None:
+            return "its bias is not a constant and stays in float"
+        if _per_channel(bias, site) is None:
+            return f"its bias of shape {list(bias.shape)} is not per channel and stays in float"
+        if not np.isfinite(bias).all():
+            raise PassError(f"bias {value.name!r} of {label(site.node)!r} holds NaN or Inf")
+        scales = self._weight(weight, site)[1]
+        if site.axis is not None and site.groups > 1:
+            scales = np.tile(scales, site.groups)
+        scales = np.maximum(scales * data, np.float32(codes.TINY)) * _ratio(site.node)
+        axis = None if scales.ndim == 0 else bias.ndim - 1
+        coded = codes.bias_codes(bias, scales)
+        zero = np.zeros(scales.shape, np.int32)
+        real = self._dequantize(value.name or "bias", coded, scales, zero, axis, site.node)
+        site.node.replace_input_with(index, real)
+        drop_if_unused(value)
+        return ""
+
+    def _bias(self, site: Site) -> Array | None:
+        return None if site.bias is None else constant(site.node.inputs[site.bias])
+
+    def _data_scale(self, site: Site) -> np.float32 | None:
+        """Return the scale of the node's data input: planned, or of its existing pair."""
+        if site.bias is None:
+            return None
+        value = site.node.inputs[0]
+        if value is not None and value.name in self.affine:
+            return self.affine[value.name].scale
+        producer = None if value is None else value.producer()
+        scale = (
+            constant(producer.inputs[1]) if producer is not None and dequantized(value) else None
+        )
+        return np.float32(scale) if scale is not None and scale.size == 1 else None
+
+    def _dequantize(
+        self, name: str, coded: Array, scales: Array, zero: Array, axis: int | None, before: ir.Node
+    ) -> ir.Value:
+        inputs = [
+            self._constant(f"{name}_quantized", coded),
+            self._constant(f"{name}_scale", scales),
+            self._constant(f"{name}_zero_point", zero),
+        ]
+        nodes: list[ir.Node] = []
+        attributes = {} if axis is None else {"axis": axis}
+        real = self._op(
+            nodes, "DequantizeLinear", inputs, f"{name}_dequantized", inputs[0], attributes
+        )
+        self.graph.insert_before(before, nodes)
+        return real
+
+    def _constant(self, name: str, array: Array) -> ir.Value:
+        return initializer(self.graph, self._names.new(name), array)
+
+    def _op(
+        self,
+        nodes: list[ir.Node],
+        op_type: str,
+        inputs: list[ir.Value],
+        name: str,
+        like: ir.Value,
+        attributes: Mapping[str, int] | None = None,
+    ) -> ir.Value:
+        free = self._names.new(name)
+        output = ir.Value(name=free, shape=like.shape, type=ir.TensorType(ir.DataType.FLOAT))
+        attrs = [ir.AttrInt64(key, value) for key, value in (attributes or {}).items()]
+        nodes.append(ir.Node("", op_type, inputs, attrs, outputs=[output], name=free))
+        return output
+
+
+def _ratio(node: ir.Node) -> np.float32:
+    """Return Gemm's alpha / beta: the bias is scaled by beta, the products by alpha."""
+    alpha, beta = (node.attributes.get_float(key, 1.0) for key in ("alpha", "beta"))
+    return np.float32(alpha / beta)
+
+
+def _per_channel(bias: Array, site: Site) -> Array | None:
+    """Return the bias along the output channels, or None where it is no such vector."""
+    node = site.node
+    if node.op_type == "Gemm":
+        alpha, beta = (node.attributes.get_float(key, 1.0) for key in ("alpha", "beta"))
+        if alpha <= 0 or beta <= 0 or bias.ndim == 0 or bias.size != bias.shape[-1]:
+            return None
+    weight = constant(node.inputs[site.weights[0]])
+    if weight is None or site.axis is None:
+        return bias.reshape(-1)
+    channels = weight.shape[site.axis] * site.groups
+    return bias.reshape(-1) if bias.size == channels else None
+
+
+def _check_types(model: ir.Model, scheme: IntScheme) -> None:
+    """Raise `PassError` where the model's opset cannot write the scheme's integer types."""
+    opset = model.opset_imports.get("", 0)
+    wide = {scheme.weight_dtype, scheme.activation_dtype} - {"int8", "uint8"}
+    needed = 21 if wide else 13
+    if wide - {"int16", "uint16"}:
+        raise PassError(f"integer types {sorted(wide)} are not supported")
+    if opset < needed:
+        kinds = sorted({scheme.weight_dtype, scheme.activation_dtype})
+        raise PassError(
+            f"QuantizeLinear for {', '.join(kinds)} needs opset {needed}; the model has {opset}",
+            hint="export with a higher opset, or raise it before quantizing",
+        )
+
+
+def _check_ranges(
+    found: tuple[Site, ...], ranges: Mapping[str, tuple[float, float]], scheme: IntScheme
+) -> None:
+    names = [
+        value.name or ""
+        for site in found
+        for value in (site.node.inputs[i] for i in site.activations)
+        if value is not None and fixed_origin(value, scheme) is None
+    ]
+    bad = [n for n in dict.fromkeys(names) if n in ranges and not _sound(*ranges[n])]
+    if bad:
+        shown = ", ".join(f"{n} {ranges[n]}" for n in bad)
+        raise PassError(f"ranges that are not finite and ordered: {shown}")
+    if names and not any(name in ranges for name in names):
+        raise PassError(
+            f"none of the {len(set(names))} tensors to quantize has a calibrated range",
+            hint="calibrate this very program: ranges belong to tensor names",
+        )
+
+
+def _sound(low: float, high: float) -> bool:
+    return bool(np.isfinite(low) and np.isfinite(high) and low <= high)
