@@ -1,0 +1,267 @@
+"""Make a program compute like a device that keeps every float tensor in a short float."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from npuc.errors import PassError
+from npuc.passes.base import Pass, Result
+from npuc.passes.graphs import Names, label
+from npuc.passes.held import PARAMETERS, Held, moves
+from npuc.passes.round_to import DOMAIN, check, function, function_name, round_to
+from npuc.profile import FloatFormat, Profile
+from npuc.program import Refusal
+
+RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+
+
+@dataclass(frozen=True)
+class RoundFloats(Pass):
+    """Insert a call to ``ai.npuc::RoundTo_e{E}m{M}`` wherever the device would store a float.
+
+    No vendor states where its chip rounds. This is what npuc assumes (`Profile` grade A):
+
+    - float32 inputs of the graph are rounded as they are copied to the device; float constants
+      are rounded offline;
+    - an operator computes in float32 and its result is rounded once; operators that only move or
+      choose values (`held.MOVES`) give rounded values already. Control flow is rounded inside;
+    - the output of DequantizeLinear stands for integer codes. It is exact for an operator of the
+      device's integer scheme that takes codes on both sides, and through operators that move
+      values; any other operator, and the graph's output, get it rounded;
+    - an integer operator's result is its accumulator. It is exact for QuantizeLinear (the fused
+      requantize), through operators that move values and through adding a constant (the bias);
+      whatever else reads it, reads it rounded;
+    - scales and zero points are never touched, nor is the bias of an integer operator.
+
+    A recurrent operator is rounded at its outputs only, and values that are not float32 are left
+    alone; both are listed as refusals. Raises `PassError` where a tensor's type is unknown.
+    """
+
+    name: ClassVar[str] = "round-floats"
+    exact: ClassVar[bool] = False
+
+    format: FloatFormat
+
+    @property
+    def options(self) -> Mapping[str, object]:
+        """Return the format by its name."""
+        return {"format": self.format.name}
+
+    def apply(self, model: ir.Model, profile: Profile) -> Result:
+        """Round in place; `changes` counts inserted calls and rounded constants."""
+        check(self.format)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        _require_types(model)
+        scheme = profile.int_scheme
+        work = _Rounding(self.format, frozenset() if scheme is None else scheme.ops, model)
+        work.inputs()
+        work.graph(model.graph)
+        constants = work.round_constants()
+        if work.calls:
+            fn = function(self.format, model.opset_imports[""])
+            model.functions[fn.identifier()] = fn
+            model.opset_imports[DOMAIN] = 1
+        return Result(work.calls + constants, tuple(work.refusals))
+
+
+@dataclass
+class _Rounding:
+    format: FloatFormat
+    integer_ops: frozenset[str]
+    model: ir.Model
+    calls: int = 0
+    refusals: list[Refusal] = field(default_factory=list)
+    held: dict[ir.Value, Held] = field(default_factory=dict)
+    twins: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    constants: dict[ir.Value, list[tuple[ir.Node, int]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+
+    def __post_init__(self) -> None:
+        self.names = Names(self.model)
+
+    def inputs(self) -> None:
+        """Round what is copied to the device."""
+        for value in self.model.graph.inputs:
+            if not _is_float(value) or _is_constant(value):
+                continue
+            if value.is_graph_output():
+                self.refusals.append(Refusal(value.name or "", "an input that is also an output"))
+            uses = tuple(value.uses())
+            if uses:
+                self._use(uses, self._call(value, None))
+
+    def graph(self, graph: ir.Graph) -> None:
+        """Round one graph, whose outer values are done already."""
+        for node in tuple(graph):
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    self.graph(attribute.as_graph())
+                elif attribute.type == ir.AttributeType.GRAPHS:
+                    for item in attribute.as_graphs():
+                        self.graph(item)
+            self._node(node)
+        for value in tuple(graph.outputs):
+            if _is_float(value) and _is_constant(value):
+                self.refusals.append(Refusal(value.name or "", "a constant that is an output"))
+            elif self._holds(value) is not Held.FLOAT:
+                self._round_output(graph, value)
+
+    def round_constants(self) -> int:
+        """Round the constants that float operators read; return how many changed."""
+        count = 0
+        for value, uses in self.constants.items():
+            assert value.const_value is not None
+            old = value.const_value.numpy()
+            new = round_to(old, self.format)
+            if np.array_equal(old.view(np.uint32), new.view(np.uint32)):
+                continue
+            count += 1
+            if len(uses) == len(value.uses()) and not value.is_graph_output():
+                value.const_value = ir.tensor(new, name=value.name)
+                continue
+            twin = ir.Value(
+                name=self._name(value, self.format.name), type=value.type, shape=value.shape
+            )
+            twin.const_value = ir.tensor(new, name=twin.name)
+            assert value.graph is not None
+            value.graph.register_initializer(twin)
+            self._use(uses, twin)
+        return count
+
+    def _node(self, node: ir.Node) -> None:
+        if node.op_type == "QuantizeLinear" or node.domain == DOMAIN:
+            return
+        skip = PARAMETERS.get(node.op_type, set())
+        data = [
+            (index, value)
+            for index, value in enumerate(node.inputs)
+            if value is not None and index not in skip and _is_float(value)
+        ]
+        held = self._held_after(node, [v for _, v in data if not _is_constant(v)], len(data))
+        if held is not Held.FLOAT:
+            self.held.update((v, held) for v in node.outputs if _is_float(v))
+            return
+        for index, value in data:
+            if _is_constant(value):
+                self.constants[value].append((node, index))
+            elif self._holds(value) is not Held.FLOAT:
+                node.replace_input_with(index, self._twin(value))
+        self._refuse(node)
+        if not moves(node):
+            for value in node.outputs:
+                if _is_float(value) and (value.uses() or value.is_graph_output()):
+                    self._round_result(value)
+
+    def _held_after(self, node: ir.Node, values: list[ir.Value], count: int) -> Held:
+        """Return what a node's float outputs stand for; `values` are its non-constant floats."""
+        held = [self._holds(v) for v in values]
+        if node.op_type == "DequantizeLinear":
+            return Held.CODES
+        if node.op_type in self.integer_ops:
+            operands = [v for v in node.inputs[:2] if v is not None]
+            if all(self._holds(v) is Held.CODES for v in operands):
+                return Held.ACCUMULATOR
+        if node.op_type == "Add" and count == 2 and held == [Held.ACCUMULATOR]:
+            return Held.ACCUMULATOR
+        if moves(node) and held and Held.FLOAT not in held and not _has_body(node):
+            return Held.ACCUMULATOR if Held.ACCUMULATOR in held else Held.CODES
+        return Held.FLOAT
+
+    def _holds(self, value: ir.Value) -> Held:
+        return self.held.get(value, Held.FLOAT)
+
+    def _round_result(self, value: ir.Value) -> None:
+        """Let every reader of `value` read it rounded, under its own name."""
+        uses, name = tuple(value.uses()), value.name
+        producer = value.producer()
+        assert producer is not None and producer.graph is not None
+        outputs = producer.graph.outputs
+        value.name = self._name(value, "float32")
+        rounded = self._call(value, name)
+        self._use(uses, rounded)
+        for index, output in enumerate(outputs):
+            if output is value:
+                outputs[index] = rounded
+
+    def _round_output(self, graph: ir.Graph, value: ir.Value) -> None:
+        """Give the caller a held value rounded, under the port's name."""
+        rounded = self._twin(value)
+        rounded.name, value.name = value.name, self._name(value, "exact")
+        for index, output in enumerate(graph.outputs):
+            if output is value:
+                graph.outputs[index] = rounded
+
+    def _twin(self, value: ir.Value) -> ir.Value:
+        """Return a held value rounded, for readers outside the integer path."""
+        if value not in self.twins:
+            self.twins[value] = self._call(value, None)
+        return self.twins[value]
+
+    def _call(self, value: ir.Value, name: str | None) -> ir.Value:
+        node = ir.Node(DOMAIN, function_name(self.format), [value])
+        output = node.outputs[0]
+        output.name = name or self._name(value, self.format.name)
+        output.type, output.shape = value.type, value.shape
+        node.name = f"round_{output.name}"
+        producer = value.producer()
+        if producer is not None and producer.graph is not None:
+            producer.graph.insert_after(producer, node)
+        else:
+            self.model.graph.insert_before(self.model.graph[0], node)
+        self.calls += 1
+        return output
+
+    def _name(self, value: ir.Value, suffix: str) -> str:
+        return self.names.new(f"{value.name}_{suffix}")
+
+    def _use(self, uses: Iterable[tuple[ir.Node, int]], new: ir.Value) -> None:
+        for node, index in uses:
+            node.replace_input_with(index, new)
+
+    def _refuse(self, node: ir.Node) -> None:
+        name = label(node)
+        if node.op_type in RECURRENT:
+            self.refusals.append(Refusal(name, "rounded at its outputs only, not at every step"))
+        if node.op_identifier() in self.model.functions:
+            self.refusals.append(Refusal(name, "a function, rounded at its outputs only"))
+        for value in node.outputs:
+            if value.dtype is not None and value.dtype.is_floating_point() and not _is_float(value):
+                self.refusals.append(Refusal(name, f"gives {value.dtype.name}, not float32"))
+
+
+def _has_body(node: ir.Node) -> bool:
+    return node.op_type in ("If", "Loop", "Scan")
+
+
+def _is_float(value: ir.Value) -> bool:
+    return isinstance(value.type, ir.TensorType) and value.dtype == ir.DataType.FLOAT
+
+
+def _is_constant(value: ir.Value) -> bool:
+    return value.is_initializer()
+
+
+def _require_types(model: ir.Model) -> None:
+    if _untyped(model):
+        common.ShapeInferencePass()(model)
+    unknown = _untyped(model)
+    if unknown:
+        raise PassError(
+            f"the type of {len(unknown)} tensors is unknown: {', '.join(unknown[:20])}",
+            hint="a model-local function or a custom operator hides it; inline or remove it",
+        )
+
+
+def _untyped(model: ir.Model) -> list[str]:
+    return [
+        f"{value.name} ({node.op_type})"
+        for node in model.graph.all_nodes()
+        for value in node.outputs
+        if value.name and value.type is None
+    ]
