@@ -1,13 +1,12 @@
 """What an artifact says about itself: `manifest.json`, written canonically and read strictly."""
 
 import json
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import PurePath
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from npuc.errors import ArtifactError
+from npuc.jsonable import canonical, plain
 from npuc.program import Port, Refusal, Step
 
 FORMAT = 1
@@ -47,7 +46,10 @@ class Manifest:
 
     def encode(self) -> bytes:
         """Return the canonical JSON: keys sorted, ASCII, one spelling for one content."""
-        return canonical({f.name: plain(getattr(self, f.name)) for f in fields(self)})
+        data = {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+        for step in data["steps"]:
+            del step["seconds"]
+        return canonical(data)
 
     @classmethod
     def decode(cls, raw: bytes) -> "Manifest":
@@ -73,45 +75,6 @@ class Manifest:
         if canonical(data) != raw:
             raise ArtifactError("manifest.json is not in canonical form (repeated keys, spacing)")
         return cls(**values)
-
-
-def canonical(data: Mapping[str, Any]) -> bytes:
-    """Return JSON with exactly one spelling: sorted keys, ASCII, one-space indent, newline."""
-    text = json.dumps(data, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False)
-    return text.encode("ascii") + b"\n"
-
-
-def plain(value: object) -> Any:
-    """Turn a value into JSON types; raises `TypeError` for what has no exact JSON form.
-
-    Sets become sorted lists, dataclasses objects, numpy scalars numbers; a non-finite float
-    becomes its name, since JSON has no number for it. `Step.seconds` is left out (see Manifest).
-    """
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if is_dataclass(value) and not isinstance(value, type):
-        skip = {"seconds"} if isinstance(value, Step) else set()
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.name not in skip}
-    if isinstance(value, Mapping):
-        return {_key(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, set | frozenset):
-        return sorted((plain(item) for item in value), key=lambda item: json.dumps(item))
-    if isinstance(value, str | PurePath):
-        return str(value)
-    item = getattr(value, "item", None)
-    if callable(item) and getattr(value, "ndim", None) == 0:
-        return plain(item())
-    raise TypeError(f"{type(value).__name__} {value!r} cannot be written to a manifest")
-
-
-def _key(key: object) -> str:
-    if not isinstance(key, str):
-        raise TypeError(f"key {key!r} cannot be written to a manifest: it is not a string")
-    return key
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

@@ -18,7 +18,8 @@ import pytest
 
 from npuc import archive, artifact, members
 from npuc.errors import ArtifactError, OutputError, UsageError
-from npuc.manifest import Manifest, canonical, plain
+from npuc.jsonable import canonical, plain
+from npuc.manifest import Manifest
 from npuc.program import Port, Program, Refusal, Step
 
 FILES: dict[str, bytes | Path] = {"payload/a.bin": b"\x00\x01payload", "parity.json": b"{}"}
