@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from npuc.errors import ArtifactError, ParityError, UsageError
-from npuc.observers import Observer, Range, method
+from npuc.observers import Observer
 from npuc.passes.graphs import infer_types
 from npuc.passes.qdq_sites import observed
 from npuc.profile import IntScheme
 from npuc.program import Program, Tensors
+from npuc.thresholds import Range, method
 
 FORMAT = "npuc-ranges-1"
 

@@ -1,4 +1,4 @@
-"""Watch the values of a tensor go by and choose the range to quantize it over.
+"""Watch the values of a tensor go by in a fixed amount of memory.
 
 Memory is a fixed number of bins per tensor, whatever the number of samples. The bins of a tensor
 span [-R, R) with R a power of two, which doubles (merging bins in pairs) when a larger value
@@ -6,16 +6,13 @@ comes. Doubling merges bins exactly, so the final histogram does not depend on t
 samples.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from npuc.errors import UsageError
-from npuc.profile import IntScheme
-
 Array = np.ndarray[Any, Any]
+_SMALLEST = -100
+"""Exponent below which R does not go: BINS / R must stay a finite float32."""
 BINS = 8192
 """Bins over [-R, R): the larger of |min| and |max| spans at least 2048, 16 per int8 step."""
 _CHUNK = 1 << 16
@@ -49,6 +46,11 @@ class Observer:
         """R: the histogram spans [-R, R)."""
         return 2.0 ** (self.exponent or 0)
 
+    @property
+    def width(self) -> float:
+        """What one bin spans."""
+        return self.radius / (BINS // 2)
+
     def _count(self, values: Array, peak: float) -> None:
         exponent = int(np.frexp(peak)[1]) if peak > 0 else None
         if exponent is not None:
@@ -70,33 +72,3 @@ class Observer:
             self.counts = np.zeros(BINS, np.int64)
             self.counts[BINS // 4 : BINS // 4 + BINS // 2] = merged
             self.exponent += 1
-
-
-_SMALLEST = -100
-"""Exponent below which R does not go: BINS / R must stay a finite float32."""
-
-Range = tuple[float, float]
-
-
-def min_max(seen: Observer, scheme: IntScheme) -> Range:
-    """Return the smallest and largest value seen."""
-    return seen.low, seen.high
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """How an observer is named, whether it needs a histogram, and how it chooses."""
-
-    choose: Callable[[Observer, IntScheme], Range]
-    bins: bool
-
-
-METHODS: Mapping[str, Method] = {"min-max": Method(min_max, False)}
-
-
-def method(name: str) -> Method:
-    """Return the observer of that name; raises `UsageError` listing the names there are."""
-    if name not in METHODS:
-        known = ", ".join(METHODS)
-        raise UsageError(f"unknown observer {name!r}", hint=f"use one of {known}")
-    return METHODS[name]

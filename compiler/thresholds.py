@@ -1,0 +1,182 @@
+"""Choose the range to quantize a tensor over from what its observer saw.
+
+Every method is a function of the histogram alone, so it gives the same range whatever the order
+of the samples.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from npuc.errors import UsageError
+from npuc.observers import BINS, Observer
+from npuc.passes import qdq_codes
+from npuc.profile import IntScheme
+
+Array = np.ndarray[Any, Any]
+Range = tuple[float, float]
+Cost = Callable[[float, float], float]
+STEPS = 128
+"""Clipping is tried at this many fractions of each end of the range: one int8 step apart."""
+ROUNDS = 8
+"""How often both ends are improved in turn; searches on real tensors settle in two or three."""
+
+
+def min_max(seen: Observer, scheme: IntScheme) -> Range:
+    """Return the smallest and largest value seen."""
+    return seen.low, seen.high
+
+
+def percentile(seen: Observer, scheme: IntScheme) -> Range:
+    """Clip the largest values, so that `scheme.percentile` percent of all values are inside.
+
+    Symmetric schemes clip |x| at that percentile; asymmetric ones leave half of the rest outside
+    at each end. Right to one histogram bin, always outwards.
+    """
+    total = int(seen.counts.sum())
+    share = Fraction(str(scheme.percentile)) / 100  # exact: 99.9 % of 1000 values are 999
+    if scheme.activation_symmetric:
+        half = BINS // 2
+        folded = seen.counts[half:] + seen.counts[:half][::-1]
+        inside = math.ceil(total * share)
+        index = int(np.searchsorted(np.cumsum(folded), inside))
+        peak = (min(index, half - 1) + 1) * seen.width
+        return max(seen.low, -peak), min(seen.high, peak)
+    outside = math.floor(total * (1 - share) / 2)
+    sums = np.cumsum(seen.counts)
+    first = int(np.searchsorted(sums, outside, side="right"))
+    last = int(np.searchsorted(sums, total - outside))
+    low, high = ((index - BINS // 2) * seen.width for index in (first, last + 1))
+    return max(seen.low, low), min(seen.high, high)
+
+
+def mse(seen: Observer, scheme: IntScheme) -> Range:
+    """Minimise Σ (x - dequantize(quantize(x)))² over the clipping range, x at its bin's centre."""
+    centres, counts = _occupied(seen)
+
+    def cost(low: float, high: float) -> float:
+        affine = qdq_codes.activation(low, high, scheme)
+        codes = np.rint(centres / float(affine.scale)) + affine.zero
+        error = centres - (np.clip(codes, affine.low, affine.high) - affine.zero) * affine.scale
+        return float(counts @ (error * error))
+
+    return _search(cost, seen, scheme)
+
+
+def entropy(seen: Observer, scheme: IntScheme) -> Range:
+    """Minimise the Kullback-Leibler divergence between the clipped histogram and its coding.
+
+    The method of TensorRT's calibrator (Migacz, "8-bit inference with TensorRT", GTC 2017): P is
+    the histogram inside the range with the clipped counts added to its end bins; Q is the
+    unclipped inside, merged into as many levels as there are codes and spread again over the bins
+    that are not empty. Exact zeros are left out: every range codes them exactly, and after a Relu
+    their one bin would outweigh all others.
+    """
+    levels = scheme.activation_range[1] - scheme.activation_range[0]
+    counts = _without_zeros(seen).astype(np.float64)
+
+    def cost(low: float, high: float) -> float:
+        start = max(int(np.floor(low / seen.width)) + BINS // 2, 0)
+        stop = min(int(np.ceil(high / seen.width)) + BINS // 2, BINS)
+        return np.inf if stop - start < levels else divergence(counts, start, stop, levels)
+
+    return _search(cost, seen, scheme)
+
+
+def divergence(counts: Array, start: int, stop: int, levels: int) -> float:
+    """Return KL(P ‖ Q) in nats for the bins [start, stop) coded in `levels`; see `entropy`."""
+    inside = counts[start:stop]
+    total = counts.sum()
+    if total == 0 or inside.sum() == 0:
+        return float("inf")
+    p = inside.copy()
+    p[0] += counts[:start].sum()
+    p[-1] += counts[stop:].sum()
+    level = np.arange(inside.size) * levels // inside.size
+    filled = inside > 0
+    sums = np.bincount(level, weights=inside, minlength=levels)
+    widths = np.bincount(level, weights=filled, minlength=levels)
+    q = np.where(filled, sums[level] / np.maximum(widths[level], 1), 0.0)
+    # Clipped counts may land in an empty end bin: Q gets a millionth there instead of nothing.
+    q = np.where((q == 0) & (p > 0), 1e-6 * total, q)
+    p, q = p / p.sum(), q / q.sum()
+    some = p > 0
+    return float(np.sum(p[some] * np.log(p[some] / q[some])))
+
+
+def _search(cost: Cost, seen: Observer, scheme: IntScheme) -> Range:
+    """Return the range of least cost; of equal ones the widest.
+
+    A symmetric range is found by trying every threshold. An asymmetric one by improving one end
+    after the other from the full range: the least cost of a line, not of the whole plane.
+    """
+    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    if low == high:
+        return seen.low, seen.high
+    if scheme.activation_symmetric:
+        peak = max(-low, high)
+        best = _least([peak * k / STEPS for k in range(STEPS, 0, -1)], lambda t: cost(-t, t))
+        return max(seen.low, -best), min(seen.high, best)
+    lows = [low * k / STEPS for k in range(STEPS, -1, -1)] if low < 0 else [low]
+    highs = [high * k / STEPS for k in range(STEPS, -1, -1)] if high > 0 else [high]
+    for _ in range(ROUNDS):
+        # At least one end stays off zero: an empty range has no scale.
+        before = low, high
+        high = _least([h for h in highs if h > low], partial(cost, low))
+        low = _least([v for v in lows if v < high], partial(_flipped, cost, high))
+        if (low, high) == before:
+            break
+    return max(seen.low, low), min(seen.high, high)
+
+
+def _least(candidates: list[float], cost: Callable[[float], float]) -> float:
+    return candidates[int(np.argmin([cost(value) for value in candidates]))]
+
+
+def _flipped(cost: Cost, high: float, low: float) -> float:
+    return cost(low, high)
+
+
+def _without_zeros(seen: Observer) -> Array:
+    counts = seen.counts.copy()
+    counts[BINS // 2] -= seen.zeros
+    return counts
+
+
+def _occupied(seen: Observer) -> tuple[Array, Array]:
+    counts = _without_zeros(seen)
+    index = np.flatnonzero(counts)
+    return (index - BINS // 2 + 0.5) * seen.width, counts[index].astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How a range is chosen, and whether that takes a histogram."""
+
+    choose: Callable[[Observer, IntScheme], Range]
+    bins: bool
+
+
+METHODS: Mapping[str, Method] = {
+    "min-max": Method(min_max, False),
+    "percentile": Method(percentile, True),
+    "entropy": Method(entropy, True),
+    "mse": Method(mse, True),
+}
+
+
+def method(name: str) -> Method:
+    """Return the method of that name; raises `UsageError` listing the names there are."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, 1)
+        raise UsageError(
+            f"unknown observer {name!r}; there are {', '.join(METHODS)}",
+            hint=f"did you mean {near[0]}?" if near else "",
+        )
+    return METHODS[name]
