@@ -1,0 +1,204 @@
+"""How far rounding alone moves a model's answer."""
+
+import copy
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from npuc.program import Program, Tensors
+from npuc.quiet import quiet
+
+if TYPE_CHECKING:
+    import torch
+
+    from npuc.capture import Captured
+
+DRAWS = 4
+"""Perturbed runs where no float64 run is possible: the worst of four one-ulp disturbances."""
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """One output: largest and root-mean-square distance, and the answer's largest magnitude."""
+
+    max_abs: float
+    rms: float
+    peak: float
+
+
+def distance(answers: Sequence[Tensors], others: Sequence[Tensors]) -> dict[str, Floor]:
+    """Compare two lists of answers per output, over finite values, in float64."""
+    return {name: _distance([(a[name], b[name]) for a, b in zip(answers, others, strict=True)])
+            for name in answers[0]}  # fmt: skip
+
+
+def _distance(pairs: Iterable[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]) -> Floor:
+    worst = peak = total = 0.0
+    count = 0
+    for first, second in pairs:
+        if first.dtype.kind == "c":
+            first, second = first.view(first.real.dtype), second.view(second.real.dtype)
+        a, b = first.astype(np.float64), second.astype(np.float64)
+        finite = np.isfinite(a) & np.isfinite(b)
+        gap = np.abs(a[finite] - b[finite])
+        worst = max(worst, float(gap.max(initial=0.0)))
+        peak = max(peak, float(np.abs(a[finite]).max(initial=0.0)))
+        total, count = total + float(gap @ gap), count + gap.size
+    return Floor(worst, (total / count) ** 0.5 if count else 0.0, peak)
+
+
+def largest(first: Floor, second: Floor) -> Floor:
+    """Combine two floors of one output."""
+    return Floor(
+        max(first.max_abs, second.max_abs), max(first.rms, second.rms), max(first.peak, second.peak)
+    )
+
+
+def of_module(
+    captured: "Captured", samples: Sequence[Tensors], outputs: Sequence[Tensors]
+) -> tuple[dict[str, Floor], str]:
+    """Return the floor and how it was found: a float64 run, else perturbation."""
+    try:
+        with quiet():  # copying a captured graph warns about torch's own internals
+            module = _double(captured.native)
+        exact = [_run_double(module, captured, s) for s in samples]
+    except Exception as error:  # an operator without a double kernel, or dtypes fixed in code
+        reason = str(error).strip().splitlines()[0][:120] if str(error) else type(error).__name__
+        runs = [[_run_nudged(captured, s, draw) for s in samples] for draw in range(DRAWS)]
+        return _worst(outputs, runs), (
+            f"one-ulp perturbation of inputs and weights, {DRAWS} draws (no float64 run: {reason})"
+        )
+    return distance(outputs, exact), "float64 run of the same model"
+
+
+def _worst(outputs: Sequence[Tensors], runs: Sequence[Sequence[Tensors]]) -> dict[str, Floor]:
+    found = [distance(outputs, run) for run in runs]
+    return {
+        name: Floor(
+            max(f[name].max_abs for f in found),
+            max(f[name].rms for f in found),
+            found[0][name].peak,
+        )
+        for name in found[0]
+    }
+
+
+def _run_double(
+    module: "torch.nn.Module", captured: "Captured", sample: Tensors
+) -> dict[str, np.ndarray[Any, Any]]:
+    import torch
+
+    args, kwargs = captured.signature.call(sample)
+    first = next(iter((*module.parameters(), *module.buffers())), torch.empty(0))
+
+    def widen(tensor: "torch.Tensor") -> "torch.Tensor":
+        tensor = tensor.to(first.device)
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    tree_map = torch.utils._pytree.tree_map_only  # type: ignore[attr-defined]
+    args, kwargs = tree_map(torch.Tensor, widen, (args, kwargs))
+    with torch.no_grad(), torch.autocast(first.device.type, enabled=False):
+        return captured.signature.results(module(*args, **kwargs))
+
+
+def _double(module: "torch.nn.Module") -> "torch.nn.Module":
+    """Copy a module to float64; in a captured graph the dtypes written into it as well."""
+    import torch
+
+    module = copy.deepcopy(module).double()
+    if isinstance(module, torch.fx.GraphModule):
+        narrow = (torch.float32, torch.float16, torch.bfloat16)
+
+        def widen(value: Any) -> Any:
+            return torch.float64 if value in narrow else value
+
+        for part in module.modules():
+            if isinstance(part, torch.fx.GraphModule):
+                for node in part.graph.nodes:
+                    node.args = torch.fx.node.map_aggregate(node.args, widen)
+                    node.kwargs = torch.fx.node.map_aggregate(node.kwargs, widen)
+                part.recompile()
+            for name, value in list(vars(part).items()):
+                if isinstance(value, torch.Tensor) and value.dtype in narrow:
+                    setattr(part, name, value.double())
+    return module
+
+
+def _run_nudged(
+    captured: "Captured", sample: Tensors, draw: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Run with every weight and float input moved by one ulp, up or down at random."""
+    import torch
+
+    from npuc.signature import to_array, to_tensor
+
+    generator = np.random.default_rng(draw)
+    with quiet():
+        module = copy.deepcopy(captured.native)
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(to_tensor(nudge(to_array(tensor), generator)))
+    moved = {k: nudge(v, generator) for k, v in sample.items()}
+    from dataclasses import replace
+
+    from npuc.answers import run
+
+    return run(replace(captured, native=module), moved)
+
+
+def nudge(array: np.ndarray[Any, Any], generator: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Move every float value to its neighbour above or below, at random; zeros stay."""
+    import ml_dtypes
+
+    if array.dtype.kind not in "fV" or array.dtype.name not in _FLOATS:
+        return array
+    limits = ml_dtypes.finfo(array.dtype) if array.dtype.name == "bfloat16" else None
+    eps = float(limits.eps if limits else np.finfo(array.dtype).eps)
+    sign = generator.integers(0, 2, array.shape) * 2 - 1
+    moved = array.astype(np.float64) * (1 + eps * sign)
+    return np.where(np.isfinite(array.astype(np.float64)), moved, array.astype(np.float64)).astype(
+        array.dtype
+    )
+
+
+_FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
+
+
+def of_program(
+    program: Program, samples: Sequence[Tensors], outputs: Sequence[Tensors]
+) -> dict[str, Floor]:
+    """Estimate an ONNX program's floor: one-ulp moves of float inputs and weights, seeded."""
+    from npuc.runners import OnnxRunner
+
+    runs = []
+    for draw in range(DRAWS):
+        generator = np.random.default_rng(draw)
+        copied = program.clone()
+        for graph in copied.model.graphs():
+            for value in graph.initializers.values():
+                tensor = value.const_value
+                if tensor is not None and tensor.dtype.is_floating_point():
+                    moved = nudge(np.array(tensor.numpy()), generator)
+                    value.const_value = ir.tensor(moved, name=value.name)
+        runner = OnnxRunner(copied)
+        runs.append([runner({k: nudge(v, generator) for k, v in s.items()}) for s in samples])
+    return _worst(outputs, runs)
+
+
+def digest(tensors: Any) -> str:
+    """SHA-256 over names, dtypes, shapes and values of named tensors, or of a list of them."""
+    from npuc.signature import to_array
+
+    found = hashlib.sha256()
+    for group in (tensors,) if isinstance(tensors, Mapping) else tensors:
+        for name in sorted(group):
+            value = group[name]
+            array = value if isinstance(value, np.ndarray) else to_array(value)
+            found.update(f"{name}:{array.dtype.name}:{array.shape}".encode())
+            found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
