@@ -2,16 +2,14 @@
 
 import contextlib
 import io
-import re
 import warnings
 from typing import Any
 
 import onnx_ir as ir
 
 from npuc.errors import PassError
+from npuc.targets.tvm import markers
 
-ROUND = re.compile(r"RoundTo_e(\d+)m(\d+)")
-"""Float rounding functions of the twin, in domain ``ai.npuc``."""
 DOMAIN = "ai.npuc"
 
 
@@ -46,7 +44,6 @@ def to_relax(model: ir.Model) -> Any:
 
 
 def _importer() -> Any:
-    from tvm import relax
     from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
     class Importer(ONNXGraphImporter):  # type: ignore[misc]
@@ -59,6 +56,6 @@ def _importer() -> Any:
             if not op_name.startswith(f"{DOMAIN}."):
                 return super()._convert_operator(op_name, inputs, attrs, opset)
             (data,) = inputs
-            return self.bb.normalize(relax.call_dps_packed(op_name, [data], data.ty))
+            return self.bb.normalize(markers.mark(op_name, data))
 
     return Importer

@@ -1,0 +1,133 @@
+"""Plan a 2-D convolution, transposed or not, float32 or int8, on NHWC tensors."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from npuc.targets.tvm import weights as w
+from npuc.targets.tvm.depthwise import Depthwise
+from npuc.targets.tvm.direct import Direct, pack
+from npuc.targets.tvm.graph import Array, dtype_of, operator, shape_of
+from npuc.targets.tvm.integer import Integer
+from npuc.targets.tvm.plan import Plan
+from npuc.targets.tvm.staging import Geometry
+
+
+def plan(p: Plan) -> bool:
+    """Write the kernel of a convolution; False where its weights are computed at run time."""
+    call = p.anchor
+    if str(call.attrs.data_layout) != "NHWC" or dtype_of(call) != "float32":
+        return False
+    found = _weights(call, p)
+    if found is None:
+        return False
+    g = _geometry(call, found.array)
+    if g.groups == g.channels == g.channels_out:
+        return _depthwise(p, g, found)
+    return _direct(p, g, found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Filters [out, in / groups, height, width], and what makes them and the input integers."""
+
+    array: Array
+    integer: Integer | None
+
+
+def _weights(call: Any, p: Plan) -> _Weights | None:
+    transposed = operator(call) == "relax.nn.conv2d_transpose"
+    activation = w.activation(call.args[0], p.sources)
+    codes = w.codes(call.args[1], p.sources)
+    out_axis = 1 if transposed else 0
+    if activation is not None and codes is not None and codes.axis in (None, out_axis):
+        array = _oriented(codes.codes, call) if transposed else codes.codes
+        repeat = int(call.attrs.groups) if transposed and codes.axis is not None else 1
+        scale = np.tile(codes.scale, repeat) * np.float32(activation.scale)
+        return _Weights(array, Integer(activation, scale.astype(np.float32)))
+    values = w.values(call.args[1], p.sources)
+    if values is None or values.dtype != np.float32:
+        return None
+    return _Weights(_oriented(values, call) if transposed else values, None)
+
+
+def _oriented(array: Array, call: Any) -> Array:
+    """Turn a transposed convolution's filters [in, out / groups, ...] into the plain one's.
+
+    A transposed convolution is a plain one over the input with zeros between its values, with
+    the filter turned by 180°.
+    """
+    groups = int(call.attrs.groups)
+    channels, out, high, wide = array.shape
+    cut = array.reshape(groups, channels // groups, out, high, wide).transpose(0, 2, 1, 3, 4)
+    return cut.reshape(groups * out, channels // groups, high, wide)[:, :, ::-1, ::-1]
+
+
+def _geometry(call: Any, array: Array) -> Geometry:
+    a = call.attrs
+    batch, height, width, channels = shape_of(call.args[0])
+    high, wide = array.shape[2:]
+    top, left, bottom, right = (int(v) for v in a.padding)
+    stride, dilation = (_pair(a.strides), _pair(a.dilation))
+    g = Geometry(
+        batch, height, width, channels, array.shape[0], (high, wide), stride, dilation,
+        (top, left, bottom, right), groups=int(a.groups),
+    )  # fmt: skip
+    if operator(call) != "relax.nn.conv2d_transpose":
+        return g
+    more = _pair(a.output_padding)
+    rise, reach = dilation[0] * (high - 1), dilation[1] * (wide - 1)
+    pads = (rise - top, reach - left, rise - bottom + more[0], reach - right + more[1])
+    return replace(g, stride=(1, 1), spread=stride, pads=pads)
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    first, second = (int(v) for v in values)
+    return first, second
+
+
+def _direct(p: Plan, g: Geometry, found: _Weights) -> bool:
+    dot = 0
+    if found.integer is not None:
+        per_group = g.channels // g.groups
+        dot = 4 if p.level.vnni and (g.groups == 1 or per_group % 4 == 0) else 1
+        g = replace(g, round_channels=dot, fill=found.integer.activation.zero)
+    array = _by_input(found.array, g)
+    x = p.input(_input(p, found))
+    packed = p.weights(pack(array, p.level.lanes, max(dot, 1)))
+    start, finish, signed = None, p.finish, False
+    if found.integer is not None:
+        signed = found.integer.signed
+        start, finish = found.integer.prepare(p, array, p.level.lanes, shifted=dot == 4)
+    y = p.output()
+    Direct(p.kernel, g, finish, dot, signed).write(x, packed, start, y)
+    kind = "" if found.integer is None else "_int8"
+    return p.done(f"conv{g.kernel[0]}x{g.kernel[1]}{kind}")
+
+
+def _by_input(array: Array, g: Geometry) -> Array:
+    """Order filters as [groups, taps · input channels, output channels], channels padded."""
+    out, own, high, wide = array.shape
+    cut = array.reshape(g.groups, out // g.groups, own, high, wide).transpose(0, 3, 4, 2, 1)
+    room = np.zeros((*cut.shape[:3], g.pixel // g.groups, cut.shape[4]), array.dtype)
+    room[:, :, :, :own] = cut
+    return room.reshape(g.groups, -1, cut.shape[4])
+
+
+def _depthwise(p: Plan, g: Geometry, found: _Weights) -> bool:
+    taps = found.array.reshape(g.channels, -1).T
+    if found.integer is not None:
+        g = replace(g, fill=found.integer.activation.zero)
+    x = p.input(_input(p, found))
+    packed = p.weights(taps)
+    start, finish = None, p.finish
+    if found.integer is not None:
+        start, finish = found.integer.prepare(p, taps[None], 1, shifted=False)
+    y = p.output()
+    Depthwise(p.kernel, g, finish, found.integer is not None).write(x, packed, start, y)
+    return p.done(f"depthwise{g.kernel[0]}x{g.kernel[1]}" + ("_int8" if found.integer else ""))
+
+
+def _input(p: Plan, found: _Weights) -> Any:
+    return p.anchor.args[0] if found.integer is None else found.integer.activation.tensor

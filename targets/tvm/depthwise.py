@@ -1,0 +1,106 @@
+"""Depthwise convolution on NHWC tensors: every channel has its own filter.
+
+A vector holds neighbouring channels of one pixel. Arithmetic is as in `direct`: fused float32, or
+exact int32 with the zero point folded into the start value.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from npuc.targets.tvm.direct import Finish
+from npuc.targets.tvm.emit import Kernel, cast, constant, fma, pieces
+from npuc.targets.tvm.staging import Geometry, stage
+
+PIXELS = 8
+"""Output pixels computed together, each in one register."""
+
+WRITTEN_OUT = 7
+"""Filter widths up to this are written out; wider ones are a loop."""
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """Writes the kernel for one geometry; weights are [taps, channels]."""
+
+    k: Kernel
+    g: Geometry
+    finish: Finish
+    integer: bool = False
+
+    def write(self, x: Any, weights: Any, start: Any, y: Any) -> None:
+        """Write the body. `start` holds what each accumulator begins with; None means zero."""
+        k, g = self.k, self.g
+        x = stage(k, x, g)
+        lanes = k.level.lanes
+        whole = g.channels // lanes
+        job = _Job(self, x, weights, start, y)
+        if whole:
+            job.channels(0, whole, lanes)
+        for first, width in pieces(g.channels - whole * lanes, lanes):
+            job.channels(whole * lanes + first, 1, width)
+
+
+@dataclass(frozen=True)
+class _Job:
+    d: Depthwise
+    x: Any
+    weights: Any
+    start: Any
+    y: Any
+
+    def channels(self, first: int, count: int, width: int) -> None:
+        """Compute `count` vectors of `width` channels, from `first`, at every pixel."""
+        k, g = self.d.k, self.d.g
+        lines = g.batch * g.out_h
+        rows = min(PIXELS, g.out_w)
+        rows = -(-g.out_w // -(-g.out_w // rows))
+        per_line, left = divmod(g.out_w, rows)
+        work = lines * g.out_w * g.kernel[0] * g.kernel[1] * count
+        with k.units(lines, work) as line, k.loop(count) as block:
+            channel = k.let(block * width + first)
+            with k.loop(per_line) as step:
+                self.tile(line, step * rows, rows, channel, width)
+            if left:
+                self.tile(line, per_line * rows, left, channel, width)
+
+    def tile(self, line: Any, column: Any, rows: int, channel: Any, width: int) -> None:
+        """Compute `rows` pixels of a line for `width` channels."""
+        d, k, g = self.d, self.d.k, self.d.g
+        total = k.scratch(rows * width, "int32" if d.integer else "float32")
+        for m in range(rows):
+            k.store(total, self._begin(channel, width), m * width)
+        sources = [k.let(g.source(line, column + m) + channel) for m in range(rows)]
+        high, wide = g.kernel
+        with k.loop(high) as row:
+            down = k.let(row * (g.dilation[0] * g.padded_w * g.pixel))
+            if wide <= WRITTEN_OUT:
+                for across in range(wide):
+                    self._tap(total, sources, row * wide + across, down, across, channel, width)
+            else:
+                with k.loop(wide) as across:
+                    self._tap(total, sources, row * wide + across, down, across, channel, width)
+        for m in range(rows):
+            out = k.let((line * g.out_w + column + m) * g.channels + channel)
+            value = k.load(total, m * width, width)
+            k.store(self.y, d.finish(value, width, channel, out), out)
+
+    def _tap(
+        self, total: Any, sources: list[Any], tap: Any, down: Any, across: Any, channel: Any, width: int
+    ) -> None:
+        k, g = self.d.k, self.d.g
+        weight = k.let(self._read(self.weights, tap * g.channels + channel, width))
+        offset = down + across * (g.dilation[1] * g.pixel)
+        for m, source in enumerate(sources):
+            value = self._read(self.x, source + offset, width)
+            old = k.load(total, m * width, width)
+            new = old + value * weight if self.d.integer else fma(value, weight, old)
+            k.store(total, new, m * width)
+
+    def _read(self, memory: Any, index: Any, width: int) -> Any:
+        value = self.d.k.load(memory, index, width)
+        return cast(value, "int32") if self.d.integer else value
+
+    def _begin(self, channel: Any, width: int) -> Any:
+        if self.start is None:
+            return constant(0, "int32" if self.d.integer else "float32", width)
+        return self.d.k.load(self.start, channel, width)

@@ -1,0 +1,251 @@
+"""Direct convolution and matrix multiplication: one kernel, weights packed at compile time.
+
+A tile is some pixels by a few vectors of output channels, held in registers while the kernel runs
+over every input value under the filter. A matrix product is the case of a 1x1 filter.
+
+float32: one fused multiply-add per input value and vector, in a fixed order: the result does not
+depend on the number of threads.
+
+int8: Σ (x - zx)·w + b is computed exactly in int32, as Σ x·w + (b - zx·Σ w), and padding holds zx.
+int32 wraps around as the same sum in any order would; only a true sum beyond ±2³¹ is wrong, as
+on every device with 32-bit accumulators.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from npuc.targets.tvm.cpu_level import Level
+from npuc.targets.tvm.emit import Kernel, cast, constant, dtype_of, fma, pieces, ramp, widen
+from npuc.targets.tvm.staging import Geometry, stage
+
+Array = np.ndarray[Any, Any]
+
+Finish = Callable[[Any, int, Any, Any], Any]
+"""(accumulated values, lanes, first channel, flat output index) → what is stored."""
+
+UNROLL = 4
+"""Steps of the innermost loop written out: with cold weights it is worth a fifth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Pixels and vectors of output channels that one pass over the input computes."""
+
+    rows: int
+    vectors: int
+
+
+def tile_for(pixels: int, vectors: int, level: Level) -> Tile:
+    """Choose a tile: at most 16 accumulators (12 where there are 16 registers), even rows."""
+    budget = 12 if level.lanes == 8 else 16
+    wide = min(vectors, max(2, budget // max(pixels, 1)))
+    most = min(pixels, budget // wide)
+    return Tile(-(-pixels // -(-pixels // most)), wide)
+
+
+def pack(weights: Array, lanes: int, dot: int = 1) -> Array:
+    """Order weights [G, K, N] as the kernel reads them: [G, N / lanes, K / dot, lanes, dot].
+
+    N is padded with zeros to whole vectors; K must be a multiple of `dot`.
+    """
+    groups, depth, columns = weights.shape
+    padded = np.zeros((groups, depth, -(-columns // lanes) * lanes), weights.dtype)
+    padded[:, :, :columns] = weights
+    cut = padded.reshape(groups, depth // dot, dot, -1, lanes)
+    return np.ascontiguousarray(cut.transpose(0, 3, 1, 4, 2))
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Writes the kernel for one geometry.
+
+    `dot` is how many int8 products one instruction adds: 0 for float32 arithmetic, 1 or 4.
+    `signed` says that int8 inputs are signed, which 4-way products want shifted by 128.
+    """
+
+    k: Kernel
+    g: Geometry
+    finish: Finish
+    dot: int = 0
+    signed: bool = False
+    zero: int = 0
+    """Taken off every input value; for weights known at compile time, `start` does it instead."""
+
+    def write(self, x: Any, weights: Any, start: Any, y: Any) -> None:
+        """Write the body. `start` holds what each accumulator begins with; None means zero."""
+        x = stage(self.k, x, self.g)
+        self.sweep(x, weights, start, y, 0, 0)
+
+    def sweep(self, x: Any, weights: Any, start: Any, y: Any, x_base: Any, y_base: Any) -> None:
+        """Compute every pixel and channel from what `stage` returned."""
+        g, k = self.g, self.k
+        columns = g.channels_out // g.groups
+        vectors = -(-columns // k.level.lanes)
+        pixels = g.batch * g.out_h * g.out_w if g.flat else g.out_w
+        tile = tile_for(pixels, vectors, k.level)
+        whole = columns // k.level.lanes // tile.vectors
+        rest = vectors - whole * tile.vectors
+        job = _Job(self, x, weights, start, y, x_base, y_base, vectors)
+        if whole:
+            job.blocks(whole, 0, tile.rows, tile.vectors, tile.vectors * k.level.lanes)
+        if rest:
+            done = whole * tile.vectors
+            job.blocks(1, done, tile.rows, rest, columns - done * k.level.lanes)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One kernel's tensors."""
+
+    d: Direct
+    x: Any
+    weights: Any
+    start: Any
+    y: Any
+    x_base: Any
+    y_base: Any
+    vectors: int
+
+    def blocks(self, count: int, first: int, rows: int, vectors: int, columns: int) -> None:
+        """Compute `count` blocks of `vectors` vectors of channels at every pixel.
+
+        `first` is the first block's first vector, `columns` how many of a block's lanes are used.
+        """
+        g, k = self.d.g, self.d.k
+        lines = g.batch * g.out_h
+        per_line, left = divmod(g.out_w * (lines if g.flat else 1), rows)
+        if g.flat:
+            # One long line: its tiles are the units that threads share.
+            lines, per_line, left = (per_line, 1, left) if per_line else (1, 0, left)
+        work = g.multiply_adds * count * columns // max(g.channels_out, 1)
+        tail_in_line = left and not (g.flat and per_line)
+        with k.units(g.groups * count * lines, work) as unit:
+            line = k.let(unit % lines)
+            block = k.let(unit // lines % count)
+            group = k.let(unit // (lines * count)) if g.groups > 1 else 0
+            at = _Block(group, k.let(block * vectors + first), vectors, columns)
+            if per_line:
+                with k.loop(per_line) as step:
+                    self.tile(0 if g.flat else line, (line if g.flat else step) * rows, rows, at)
+            if tail_in_line:
+                self.tile(0 if g.flat else line, per_line * rows, left, at)
+        if left and not tail_in_line:
+            with k.units(count, work // max(lines, 1)) as unit:
+                at = _Block(0, k.let(unit * vectors + first), vectors, columns)
+                self.tile(0, lines * rows, left, at)
+
+    def tile(self, line: Any, column: Any, rows: int, at: "_Block") -> None:
+        """Compute `rows` pixels of a line by one block of channels."""
+        d, g, k = self.d, self.d.g, self.d.k
+        lanes = k.level.lanes
+        per_group = g.channels_out // g.groups
+        base = self.x_base + at.group * (g.channels // g.groups)
+        sources = [k.let(base + g.source(line, column + m)) for m in range(rows)]
+        total = k.scratch(rows * at.vectors * lanes, "int32" if d.dot else "float32")
+        for v in range(at.vectors):
+            channel = (at.group * self.vectors + at.first + v) * lanes
+            begin = self._begin(channel)
+            for m in range(rows):
+                k.store(total, begin, (m * at.vectors + v) * lanes)
+        self._accumulate(total, sources, at)
+        for m in range(rows):
+            pixel = k.let((line * g.out_w + column + m) * g.channels_out)
+            for v in range(at.vectors):
+                used = min(lanes, at.columns - v * lanes)
+                for offset, width in pieces(used, lanes):
+                    value = k.load(total, (m * at.vectors + v) * lanes + offset, width)
+                    channel = k.let(at.group * per_group + (at.first + v) * lanes + offset)
+                    out = k.let(self.y_base + pixel + channel)
+                    k.store(self.y, d.finish(value, width, channel, out), out)
+
+    def _begin(self, channel: Any) -> Any:
+        k = self.d.k
+        if self.start is None:
+            return constant(0, "int32" if self.d.dot else "float32", k.level.lanes)
+        return k.let(k.load(self.start, channel, k.level.lanes))
+
+    def _accumulate(self, total: Any, sources: list[Any], at: "_Block") -> None:
+        """Run over every input value under the filter."""
+        d, g, k = self.d, self.d.g, self.d.k
+        dot = max(d.dot, 1)
+        high, wide = g.kernel
+        per_pixel = g.pixel // g.groups
+        merged = g.dilation[1] == 1 and g.groups == 1
+        run = per_pixel * wide if merged else per_pixel
+        steps = run // dot
+        taps = high * wide * per_pixel // dot
+        streams = [
+            k.let((at.group * self.vectors + at.first + v) * (taps * k.level.lanes * dot))
+            for v in range(at.vectors)
+        ]
+        with k.loop(high) as row, k.loop(1 if merged else wide) as column:
+            x_tap = row * (g.dilation[0] * g.padded_w * g.pixel) + column * (g.dilation[1] * g.pixel)
+            w_tap = (row * wide + column) * (per_pixel // dot) if not merged else row * steps
+            x_tap, w_tap = k.let(x_tap), k.let(w_tap)
+            if steps >= UNROLL:
+                with k.loop(steps // UNROLL) as outer:
+                    for inner in range(UNROLL):
+                        step = outer * UNROLL + inner
+                        self._step(total, sources, streams, x_tap + step * dot, w_tap + step)
+            for step in range(steps - steps % UNROLL, steps):
+                self._step(total, sources, streams, x_tap + step * dot, w_tap + step)
+
+    def _step(self, total: Any, sources: list[Any], streams: list[Any], x: Any, w: Any) -> None:
+        """Multiply one input value (or 4 of int8) of each pixel by its weights."""
+        d, k = self.d, self.d.k
+        lanes, dot = k.level.lanes, max(d.dot, 1)
+        weights = [
+            k.let(self._weights(stream + w * (lanes * dot))) for stream in streams
+        ]
+        for m, source in enumerate(sources):
+            value = k.let(self._value(source + x))
+            for v, weight in enumerate(weights):
+                at = (m * len(weights) + v) * lanes
+                old = k.load(total, at, lanes)
+                k.store(total, self._multiply_add(value, weight, old), at)
+
+    def _weights(self, index: Any) -> Any:
+        d, k = self.d, self.d.k
+        loaded = k.load(self.weights, index, k.level.lanes * max(d.dot, 1))
+        return cast(loaded, "int32") if d.dot == 1 and dtype_of(self.weights) != np.int32 else loaded
+
+    def _value(self, index: Any) -> Any:
+        """Read one pixel's next value, the same in every lane."""
+        from tvm import tirx as t
+
+        d, k = self.d, self.d.k
+        lanes = k.level.lanes
+        if d.dot == 0:
+            return widen(k.load(self.x, index), lanes)
+        if d.dot == 1:
+            value = cast(k.load(self.x, index), "int32")
+            return widen(value - constant(d.zero, "int32") if d.zero else value, lanes)
+        four = t.reinterpret("int32", t.BufferLoad(self.x, [ramp(index, 4)]))
+        if d.signed:
+            # Flipping the top bit of each byte adds 128: vpdpbusd takes unsigned bytes.
+            four = four ^ t.const(-0x7F7F7F80, "int32")
+        return t.reinterpret(f"uint8x{4 * lanes}", widen(four, lanes))
+
+    def _multiply_add(self, value: Any, weight: Any, total: Any) -> Any:
+        from tvm import tirx as t
+
+        if self.d.dot == 0:
+            return fma(value, weight, total)
+        if self.d.dot == 1:
+            return total + value * weight
+        return t.call_llvm_pure_intrin(
+            "int32x16", "llvm.x86.avx512.vpdpbusd.512", total, value, weight
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Vectors of channels: `first` of a group's vectors, `vectors` of them, `columns` lanes used."""
+
+    group: Any
+    first: Any
+    vectors: int
+    columns: int

@@ -1,0 +1,198 @@
+"""Write one TensorIR function, statement by statement.
+
+Kernels are written as explicit vector code: loops, loads, stores and local accumulators, with no
+schedule in between. What is written is what LLVM gets.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from npuc.targets.tvm.cpu_level import Level
+
+CHUNKS = 16
+"""Pieces a parallel loop is cut into. A fixed number: who computes what, and so every sum, does
+not depend on how many threads there are; 16 balance 2 to 16 threads."""
+
+PARALLEL_WORK = 100_000
+"""Multiply-adds below which starting the threads costs more than it saves (about 2 µs)."""
+
+OPAQUE = 8
+"""TVM's pattern kind for functions that nothing may be fused into."""
+
+
+class Kernel:
+    """A function under construction. Tensors are flat; the last ones declared are outputs."""
+
+    def __init__(self, level: Level):
+        self.level = level
+        self._params: list[Any] = []
+        self._views: list[Any] = []
+        self._blocks: list[list[Any]] = [[]]
+        self._count = 0
+
+    def tensor(self, shape: Sequence[int], dtype: str) -> Any:
+        """Declare a parameter and return a flat view of it."""
+        from tvm import tirx as t
+
+        size = 1
+        for dim in shape:
+            size *= dim
+        param = t.decl_buffer(tuple(shape), dtype, f"p{len(self._params)}")
+        flat = t.decl_buffer((size,), dtype, f"f{len(self._params)}", data=param.data)
+        self._params.append(param)
+        self._views.append(t.DeclBuffer(flat, data=param.data))
+        return flat
+
+    def scratch(self, size: int, dtype: str, *, shared: bool = False) -> Any:
+        """Allocate memory: on the stack for one tile, or `shared` by all threads."""
+        from tvm import tirx as t
+
+        self._count += 1
+        scope = "global" if shared else "local"
+        memory = t.decl_buffer((size,), dtype, f"s{self._count}", scope=scope)
+        self._blocks[-1].append(t.AllocBuffer(memory))
+        return memory
+
+    @contextmanager
+    def loop(self, extent: Any, *, parallel: bool = False) -> Iterator[Any]:
+        """Repeat what is written inside; yields the loop variable, or 0 for a single turn."""
+        from tvm import tirx as t
+
+        if isinstance(extent, int) and extent == 1 and not parallel:
+            yield 0
+            return
+        self._count += 1
+        var = t.Var(f"i{self._count}", "int32")
+        self._blocks.append([])
+        yield var
+        kind = t.ForKind.PARALLEL if parallel else t.ForKind.SERIAL
+        body = _sequence(self._blocks.pop())
+        self._blocks[-1].append(t.For(var, 0, extent, kind, body))
+
+    @contextmanager
+    def units(self, count: int, work: int) -> Iterator[Any]:
+        """Loop over independent units of work, in parallel chunks where `work` is worth it."""
+        chunks = min(count, CHUNKS)
+        if work < PARALLEL_WORK or chunks == 1:
+            with self.loop(count) as unit:
+                yield unit
+            return
+        with self.loop(chunks, parallel=True) as chunk:
+            start = self.let(chunk * count // chunks)
+            stop = (chunk + 1) * count // chunks
+            with self.loop(stop - start) as step:
+                yield self.let(start + step)
+
+    @contextmanager
+    def when(self, condition: Any) -> Iterator[None]:
+        """Do what is written inside only where the condition holds."""
+        from tvm import tirx as t
+
+        self._blocks.append([])
+        yield
+        body = _sequence(self._blocks.pop())
+        self._blocks[-1].append(t.IfThenElse(condition, body, None))
+
+    def let(self, value: Any) -> Any:
+        """Give a value a name, so that it is computed once."""
+        from tvm import tirx as t
+
+        if isinstance(value, int):
+            return value
+        self._count += 1
+        var = t.Var(f"v{self._count}", value.ty)
+        self._blocks[-1].append(t.Bind(var, value))
+        return var
+
+    def load(self, memory: Any, index: Any, lanes: int = 1) -> Any:
+        """Read `lanes` neighbours."""
+        from tvm import tirx as t
+
+        return t.BufferLoad(memory, [ramp(index, lanes)])
+
+    def store(self, memory: Any, value: Any, index: Any) -> None:
+        """Write as many neighbours as the value has lanes."""
+        from tvm import tirx as t
+
+        at = ramp(index, lanes_of(value))
+        self._blocks[-1].append(t.BufferStore(memory, value, [at]))
+
+    def finish(self) -> Any:
+        """Return the function."""
+        from tvm import tirx as t
+
+        (body,) = self._blocks
+        function = t.PrimFunc(self._params, _sequence([*self._views, *body]))
+        return function.with_attr(
+            {"tirx.noalias": True, "op_pattern": OPAQUE, "tirx.is_scheduled": True}
+        )
+
+
+def _sequence(statements: list[Any]) -> Any:
+    from tvm import tirx as t
+
+    return statements[0] if len(statements) == 1 else t.SeqStmt(statements)
+
+
+def dtype_of(memory: Any) -> np.dtype[Any]:
+    """Return the element type of a tensor or of scratch memory."""
+    return np.dtype(str(memory.ty.dtype.dtype))
+
+
+def ramp(index: Any, lanes: int) -> Any:
+    """Return the index of `lanes` neighbours."""
+    from tvm import tirx as t
+
+    index = t.IntImm("int32", index) if isinstance(index, int) else index
+    return index if lanes == 1 else t.Ramp(index, 1, lanes)
+
+
+def lanes_of(value: Any) -> int:
+    """Return how many lanes a value has."""
+    return int(value.ty.dtype.lanes)
+
+
+def widen(value: Any, lanes: int) -> Any:
+    """Repeat a scalar in every lane."""
+    from tvm import tirx as t
+
+    return value if lanes == 1 else t.Broadcast(value, lanes)
+
+
+def constant(value: float, dtype: str, lanes: int = 1) -> Any:
+    """Return a number in every lane."""
+    from tvm import tirx as t
+
+    return widen(t.const(value, dtype), lanes)
+
+
+def cast(value: Any, dtype: str) -> Any:
+    """Convert every lane."""
+    from tvm import tirx as t
+
+    lanes = lanes_of(value)
+    return t.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
+
+
+def pieces(count: int, lanes: int) -> list[tuple[int, int]]:
+    """Cut a range into (start, width): full vectors, then halves down to single elements."""
+    result, start = [], 0
+    while start < count:
+        while lanes > count - start:
+            lanes //= 2
+        result.append((start, lanes))
+        start += lanes
+    return result
+
+
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """Return a·b + c, rounded once."""
+    from tvm import tirx as t
+
+    lanes = lanes_of(c)
+    if lanes == 1:
+        return t.call_llvm_pure_intrin("float32", "llvm.fma.f32", a, b, c)
+    return t.call_llvm_pure_intrin(f"float32x{lanes}", f"llvm.fma.v{lanes}f32", a, b, c)

@@ -1,0 +1,135 @@
+"""Read and rebuild a Relax main function, one binding at a time."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+def bindings(module: Any) -> list[tuple[Any, Any]]:
+    """Return (variable, expression) of every binding of main, in order."""
+    return [(b.var, b.value) for block in module["main"].body.blocks for b in block.bindings]
+
+
+def key(var: Any) -> int:
+    """Return what identifies a variable: `==` on TVM's variables builds an expression."""
+    return hash(var)
+
+
+def operator(expr: Any) -> str:
+    """Return the operator's name of a call, or ""."""
+    return str(getattr(getattr(expr, "op", None), "name", ""))
+
+
+def shape_of(expr: Any) -> tuple[int, ...]:
+    """Return a tensor's static shape."""
+    return tuple(int(d) for d in expr.ty.shape)
+
+
+def dtype_of(expr: Any) -> str:
+    """Return a tensor's element type by numpy's name."""
+    return str(expr.ty.dtype.dtype)
+
+
+def is_tensor(expr: Any) -> bool:
+    """Whether an expression is one tensor of a known static shape."""
+    from tvm import relax
+
+    if not isinstance(expr.ty, relax.TensorType) or expr.ty.shape is None:
+        return False
+    return all(isinstance(d, int) or hasattr(d, "value") for d in expr.ty.shape)
+
+
+def is_var(expr: Any) -> bool:
+    """Whether an expression is a variable."""
+    from tvm import ir
+
+    return isinstance(expr, ir.Var)
+
+
+def number(expr: Any) -> Array | None:
+    """Return a constant's array, or None for anything else."""
+    from tvm import ir
+
+    return expr.value.numpy() if isinstance(expr, ir.GenericConst) else None
+
+
+def parts(expr: Any) -> Iterator[Any]:
+    """Yield the tensors an expression reads."""
+    from tvm import ir
+
+    if isinstance(expr, ir.Tuple):
+        for field in expr.fields:
+            yield from parts(field)
+    elif isinstance(expr, ir.TupleGetItem):
+        yield from parts(expr.tuple_value)
+    elif isinstance(expr, ir.Call):
+        for arg in expr.args:
+            yield from parts(arg)
+    elif is_var(expr):
+        yield expr
+
+
+class Walk:
+    """Rebuild main: `visit` says what each binding becomes. Subclasses override it."""
+
+    def __init__(self, module: Any):
+        from tvm import ir, relax
+
+        self.module = module
+        self.main = module["main"]
+        others = {var: func for var, func in module.functions.items() if var.name_hint != "main"}
+        self.bb = relax.BlockBuilder(ir.IRModule(others))
+        self._values: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        """Return the rebuilt module."""
+        with self.bb.function("main", list(self.main.params)):
+            with self.bb.dataflow():
+                for var in self.main.params:
+                    self.bind(var, var)
+                for var, expr in bindings(self.module):
+                    self.visit(var, expr)
+                result = self.bb.emit_output(self.substitute(self.main.body.body))
+            self.bb.emit_func_output(result)
+        return self.bb.get()
+
+    def visit(self, var: Any, expr: Any) -> None:
+        """Emit what a binding becomes; by default itself."""
+        self.bind(var, self.emit(self.substitute(expr)))
+
+    def emit(self, expr: Any) -> Any:
+        """Add a binding and return its variable; variables and constants stay what they are."""
+        if is_var(expr) or number(expr) is not None:
+            return expr
+        return self.bb.emit(expr)
+
+    def bind(self, var: Any, value: Any) -> None:
+        """Say what stands for an old variable."""
+        self._values[key(var)] = value
+
+    def lookup(self, var: Any) -> Any:
+        """Return what stands for an old variable."""
+        return self._values[key(var)]
+
+    def substitute(self, expr: Any) -> Any:
+        """Return an old expression over what now stands for its variables."""
+        from tvm import ir
+
+        if is_var(expr):
+            return self.lookup(expr)
+        if isinstance(expr, ir.Tuple):
+            return ir.Tuple([self.substitute(f) for f in expr.fields])
+        if isinstance(expr, ir.TupleGetItem):
+            return ir.TupleGetItem(self.substitute(expr.tuple_value), expr.index)
+        if isinstance(expr, ir.Call):
+            return self.call(expr, [self.substitute(a) for a in expr.args])
+        return expr
+
+    def call(self, expr: Any, args: Sequence[Any]) -> Any:
+        """Return the same call on other arguments."""
+        from tvm import ir
+
+        return ir.Call(expr.op, list(args), expr.attrs, list(expr.ty_args))

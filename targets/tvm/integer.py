@@ -1,0 +1,74 @@
+"""Integer arithmetic around a kernel: start values, scales, and the bias as int32 codes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from npuc.targets.tvm import weights as w
+from npuc.targets.tvm.direct import Finish
+from npuc.targets.tvm.emit import cast, constant
+from npuc.targets.tvm.graph import Array, dtype_of, is_var, key, operator
+from npuc.targets.tvm.plan import Plan
+from npuc.targets.tvm.regions import leaf_kind
+
+SCALE_TOLERANCE = 1e-5
+"""How far a bias's scale may be from x scale · w scale, relatively, to be its accumulator's unit:
+both are products of two float32, each rounded once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Integer:
+    """An int8 input, and the scale of the int32 sums: one, or one per output channel."""
+
+    activation: w.Activation
+    scale: Array
+
+    @property
+    def signed(self) -> bool:
+        """Whether the input's codes are int8 rather than uint8."""
+        return dtype_of(self.activation.tensor) == "int8"
+
+    def prepare(self, p: Plan, array: Array, lanes: int, *, shifted: bool) -> tuple[Any, Finish]:
+        """Declare start values and scales; return the start's memory and how results end.
+
+        `array` holds the codes as [groups, depth, columns]. With `shifted`, signed inputs are
+        read with 128 added, so that much is taken off like a zero point.
+        """
+        groups, _, columns = array.shape
+        zero = self.activation.zero + (128 if shifted and self.signed else 0)
+        sums = array.astype(np.int64).sum(axis=1)
+        begin = self._bias(p, groups * columns).reshape(groups, columns) - zero * sums
+        room = np.zeros((groups, -(-columns // lanes) * lanes), np.int64)
+        room[:, :columns] = begin
+        start = p.weights(room.astype(np.int32))
+        scales = p.weights(np.ascontiguousarray(self.scale)) if self.scale.size > 1 else None
+
+        def finish(value: Any, width: int, channel: Any, index: Any) -> Any:
+            factor = (
+                constant(float(self.scale.reshape(-1)[0]), "float32", width)
+                if scales is None
+                else p.kernel.load(scales, channel, width)
+            )
+            return p.finish(cast(value, "float32") * factor, width, channel, index)
+
+        return start, finish
+
+    def _bias(self, p: Plan, channels: int) -> Array:
+        """Take a following bias into the accumulator where it is in the accumulator's unit."""
+        none = np.zeros(channels, np.int64)
+        if len(p.region.members) < 2:
+            return none
+        anchor, member = p.region.members[:2]
+        expr = p.items[member][1]
+        if operator(expr) != "relax.add":
+            return none
+        own = key(p.items[anchor][0])
+        others = [a for a in expr.args if not (is_var(a) and key(a) == own)]
+        if len(others) != 1 or leaf_kind(others[0], p.shape) != "channel":
+            return none
+        found = w.bias(others[0], p.sources, channels)
+        if found is None or not np.allclose(found[1], self.scale, rtol=SCALE_TOLERANCE, atol=0):
+            return none
+        p.skip(member, anchor)
+        return found[0].astype(np.int64)

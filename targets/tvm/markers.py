@@ -1,0 +1,30 @@
+"""npuc's own operators inside a Relax module: calls of a function that `legalize` replaces."""
+
+import re
+from typing import Any
+
+_ROUND = re.compile(r"ai\.npuc\.RoundTo_e(\d+)m(\d+)")
+
+
+def mark(name: str, data: Any) -> Any:
+    """Return a call that stands for an elementwise operator of npuc."""
+    from tvm import relax
+
+    return relax.call_dps_packed(name, [data], data.ty)
+
+
+def name_of(expr: Any) -> str:
+    """Return the name of npuc's operator that a call stands for, or ""."""
+    op = getattr(getattr(expr, "op", None), "name", "")
+    return str(expr.args[0].global_symbol) if op == "relax.call_dps_packed" else ""
+
+
+def data_of(expr: Any) -> Any:
+    """Return the tensor a marked call works on."""
+    return expr.args[1].fields[0]
+
+
+def rounding(expr: Any) -> tuple[int, int] | None:
+    """Return (exponent, mantissa) bits of a float rounding, or None for another expression."""
+    match = _ROUND.fullmatch(name_of(expr))
+    return (int(match[1]), int(match[2])) if match else None

@@ -1,0 +1,132 @@
+"""One kernel call being planned: its tensors in order, its code, and the region it ends with."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from npuc.targets.tvm import markers
+from npuc.targets.tvm.cpu_level import Level
+from npuc.targets.tvm.emit import Kernel, constant, widen
+from npuc.targets.tvm.graph import Array, Walk, dtype_of, key, number, operator, shape_of
+from npuc.targets.tvm.pointwise import OPERATORS, clip, quantize
+from npuc.targets.tvm.regions import Binding, Region, leaf_kind, tensor_args
+from npuc.targets.tvm.vecmath import round_to
+
+
+@dataclass
+class Plan:
+    """A region becoming one call. Planners declare inputs, then write the kernel."""
+
+    level: Level
+    items: list[Binding]
+    region: Region
+    sources: dict[int, Any]
+    name: str = ""
+    inputs: list[Any] = field(default_factory=list)
+    function: Any = None
+
+    def __post_init__(self) -> None:
+        self.kernel = Kernel(self.level)
+        self._leaves: dict[int, tuple[str, Any]] = {}
+        self._skipped: dict[int, int] = {}
+
+    @property
+    def anchor(self) -> Any:
+        """The operator at the region's start."""
+        return self.items[self.region.members[0]][1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the result."""
+        return shape_of(self.items[self.region.last][0])
+
+    def source(self, expr: Any) -> Any:
+        """Return what a variable was computed by, or None."""
+        return self.sources.get(key(expr)) if number(expr) is None else None
+
+    def input(self, expr: Any) -> Any:
+        """Declare a tensor of main as the kernel's next parameter."""
+        self.inputs.append(expr)
+        return self.kernel.tensor(shape_of(expr), dtype_of(expr))
+
+    def weights(self, array: Array) -> Any:
+        """Declare a constant as the kernel's next parameter."""
+        from tvm import relax
+
+        return self.input(relax.const(np.ascontiguousarray(array), array.dtype.name))
+
+    def skip(self, member: int, stands_for: int) -> None:
+        """Say that a member's work is done elsewhere: its value is another member's."""
+        var, other = self.items[member][0], self.items[stands_for][0]
+        self._skipped[key(var)] = key(other)
+
+    def output(self) -> Any:
+        """Declare the region's other inputs and then the result: the last parameter."""
+        for member in self.region.members[1:]:
+            var, expr = self.items[member]
+            if key(var) in self._skipped:
+                continue
+            for arg in tensor_args(expr):
+                self._declare(arg)
+        return self.kernel.tensor(self.shape, dtype_of(self.items[self.region.last][0]))
+
+    def _declare(self, arg: Any) -> None:
+        inside = {key(self.items[m][0]) for m in self.region.members}
+        if number(arg) is None and (key(arg) in inside or key(arg) in self._leaves):
+            return
+        kind = leaf_kind(arg, self.shape)
+        if kind != "number":
+            self._leaves[key(arg)] = (kind, self.input(arg))
+
+    def finish(self, value: Any, lanes: int, channel: Any, index: Any) -> Any:
+        """Apply the region to a value the anchor computed: a `direct.Finish`."""
+        known = {key(self.items[self.region.members[0]][0]): value}
+        result = value
+        for member in self.region.members[1:]:
+            var, expr = self.items[member]
+            if key(var) in self._skipped:
+                known[key(var)] = known[self._skipped[key(var)]]
+                continue
+            args = [self._read(a, known, lanes, channel, index) for a in tensor_args(expr)]
+            result = self.kernel.let(evaluate(expr, args, lanes))
+            known[key(var)] = result
+        return result
+
+    def _read(self, arg: Any, known: dict[int, Any], lanes: int, channel: Any, index: Any) -> Any:
+        array = number(arg)
+        if array is not None and array.size == 1:
+            return constant(array.reshape(()).item(), array.dtype.name, lanes)
+        if number(arg) is None and key(arg) in known:
+            return known[key(arg)]
+        kind, memory = self._leaves[key(arg)]
+        return self.kernel.load(memory, channel if kind == "channel" else index, lanes)
+
+    def done(self, name: str) -> bool:
+        """Close the kernel; always True, for planners to return."""
+        self.name = name
+        self.function = self.kernel.finish()
+        return True
+
+    def emit(self, walk: Walk) -> Any:
+        """Emit the call where the region's last operator was."""
+        from tvm import relax
+
+        var = self.items[self.region.last][0]
+        function = walk.bb.add_func(self.function, self.name)
+        args = [walk.substitute(a) for a in self.inputs]
+        return walk.emit(relax.call_tir(function, args, out_ty=var.ty))
+
+
+def evaluate(expr: Any, args: list[Any], lanes: int) -> Any:
+    """Apply an elementwise operator that `regions.supported` accepts to values."""
+    fmt = markers.rounding(expr)
+    if fmt is not None:
+        return round_to(args[0], *fmt)
+    name = operator(expr)
+    if name == "relax.clip":
+        low, high = (float(a.value) for a in expr.args[1:3])
+        return clip(args[0], low, high)
+    if name == "relax.quantize":
+        return quantize(*args, str(expr.attrs.out_dtype))
+    return OPERATORS[name](expr, args)

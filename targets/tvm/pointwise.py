@@ -1,0 +1,89 @@
+"""Elementwise operators as arithmetic on values or vectors: one table for every use.
+
+`OPERATORS[name](call, args)` takes a Relax call and one TensorIR value per tensor argument, all
+with as many lanes, and returns the result's value. Kernels end with them, and elementwise
+operators that stand alone are legalised through them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from npuc.targets.tvm import vecmath
+from npuc.targets.tvm.emit import cast, constant, lanes_of
+
+Operator = Callable[[Any, list[Any]], Any]
+
+
+def _t() -> Any:
+    from tvm import tirx
+
+    return tirx
+
+
+def _zero(x: Any) -> Any:
+    return constant(0.0, "float32", lanes_of(x))
+
+
+def _one(x: Any) -> Any:
+    return constant(1.0, "float32", lanes_of(x))
+
+
+def _relu(call: Any, args: list[Any]) -> Any:
+    return _t().max(args[0], _zero(args[0]))
+
+
+def _leaky(call: Any, args: list[Any]) -> Any:
+    x = args[0]
+    slope = constant(float(call.attrs.alpha), "float32", lanes_of(x))
+    return _t().Select(x > _zero(x), x, x * slope)
+
+
+def _abs(call: Any, args: list[Any]) -> Any:
+    x = args[0]
+    return _t().max(x, _zero(x) - x)
+
+
+def clip(x: Any, low: float, high: float) -> Any:
+    """Return x within [low, high]; an infinite bound is none."""
+    if low > -np.inf:
+        x = _t().max(x, constant(low, "float32", lanes_of(x)))
+    return _t().min(x, constant(high, "float32", lanes_of(x))) if high < np.inf else x
+
+
+def quantize(x: Any, scale: Any, zero: Any, dtype: str) -> Any:
+    """Return saturate(round(x / scale) + zero), ties to even, as ONNX QuantizeLinear."""
+    info = np.iinfo(dtype)
+    lanes = lanes_of(x)
+    rounded = _t().nearbyint(x / scale) + cast(zero, "float32")
+    low, high = (constant(float(v), "float32", lanes) for v in (info.min, info.max))
+    return cast(_t().min(_t().max(rounded, low), high), dtype)
+
+
+def dequantize(x: Any, scale: Any, zero: Any) -> Any:
+    """Return (x - zero) · scale, as ONNX DequantizeLinear."""
+    return cast(cast(x, "int32") - cast(zero, "int32"), "float32") * scale
+
+
+OPERATORS: Mapping[str, Operator] = {
+    "relax.add": lambda call, a: a[0] + a[1],
+    "relax.subtract": lambda call, a: a[0] - a[1],
+    "relax.multiply": lambda call, a: a[0] * a[1],
+    "relax.divide": lambda call, a: a[0] / a[1],
+    "relax.maximum": lambda call, a: _t().max(a[0], a[1]),
+    "relax.minimum": lambda call, a: _t().min(a[0], a[1]),
+    "relax.negative": lambda call, a: _zero(a[0]) - a[0],
+    "relax.abs": _abs,
+    "relax.sqrt": lambda call, a: _t().sqrt(a[0]),
+    "relax.exp": lambda call, a: vecmath.exp(a[0]),
+    "relax.tanh": lambda call, a: vecmath.tanh(a[0]),
+    "relax.erf": lambda call, a: vecmath.erf(a[0]),
+    "relax.sigmoid": lambda call, a: vecmath.sigmoid(a[0]),
+    "relax.nn.relu": _relu,
+    "relax.nn.leakyrelu": _leaky,
+    "relax.nn.gelu": lambda call, a: vecmath.gelu(a[0]),
+    "relax.nn.gelu_tanh": lambda call, a: vecmath.gelu_tanh(a[0]),
+    "relax.nn.silu": lambda call, a: vecmath.silu(a[0]),
+}
+"""Operators of float32 whose result has the shape of their (broadcast) arguments."""

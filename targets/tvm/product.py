@@ -1,0 +1,100 @@
+"""Plan a matrix product: with packed weights, or of two activations."""
+
+from typing import Any
+
+import numpy as np
+
+from npuc.targets.tvm import weights as w
+from npuc.targets.tvm.batched import Batched
+from npuc.targets.tvm.direct import Direct, pack
+from npuc.targets.tvm.graph import dtype_of, shape_of
+from npuc.targets.tvm.integer import Integer
+from npuc.targets.tvm.plan import Plan
+from npuc.targets.tvm.staging import Geometry
+
+
+def plan(p: Plan) -> bool:
+    """Write the kernel of a product; False for other types than float32, and for vectors."""
+    left, right = p.anchor.args
+    if dtype_of(p.anchor) != "float32" or len(shape_of(right)) < 2 or not shape_of(left):
+        return False
+    if len(shape_of(right)) == 2 and (_integer(p) or _float(p)):
+        return True
+    if len(shape_of(left)) < 2:
+        return False
+    return _batched_integer(p) or _batched(p)
+
+
+def _geometry(p: Plan, **more: Any) -> Geometry:
+    left, right = (shape_of(a) for a in p.anchor.args)
+    rows = int(np.prod(left[:-1], dtype=np.int64))
+    return Geometry(1, 1, rows, right[0], right[1], **more)
+
+
+def _float(p: Plan) -> bool:
+    array = w.values(p.anchor.args[1], p.sources)
+    if array is None:
+        return False
+    x = p.input(p.anchor.args[0])
+    packed = p.weights(pack(array[None], p.level.lanes))
+    y = p.output()
+    Direct(p.kernel, _geometry(p), p.finish).write(x, packed, None, y)
+    return p.done("matmul")
+
+
+def _integer(p: Plan) -> bool:
+    activation = w.activation(p.anchor.args[0], p.sources)
+    codes = w.codes(p.anchor.args[1], p.sources)
+    if activation is None or codes is None or codes.axis not in (None, 1):
+        return False
+    dot = 4 if p.level.vnni else 1
+    g = _geometry(p, round_channels=dot, fill=activation.zero)
+    array = np.zeros((1, g.pixel, g.channels_out), np.int8)
+    array[0, : g.channels] = codes.codes
+    scale = (codes.scale * np.float32(activation.scale)).astype(np.float32)
+    integer = Integer(activation, scale)
+    x = p.input(activation.tensor)
+    packed = p.weights(pack(array, p.level.lanes, dot))
+    start, finish = integer.prepare(p, array, p.level.lanes, shifted=dot == 4)
+    y = p.output()
+    Direct(p.kernel, g, finish, dot, integer.signed).write(x, packed, start, y)
+    return p.done("matmul_int8")
+
+
+def _sides(p: Plan) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, int, int]]:
+    """Return both sides' batch dimensions, and rows, depth and columns."""
+    left, right = (shape_of(a) for a in p.anchor.args)
+    if len(right) == 2:
+        # One right side for all: the left's batch is more rows.
+        return (), (), (int(np.prod(left[:-1])), left[-1], right[-1])
+    return left[:-2], right[:-2], (left[-2], left[-1], right[-1])
+
+
+def _batched(p: Plan) -> bool:
+    left, right, size = _sides(p)
+    a, b = (p.input(side) for side in p.anchor.args)
+    y = p.output()
+    Batched(p.kernel, left, right, *size, p.finish).write(a, b, y)
+    return p.done("batched_matmul")
+
+
+def _batched_integer(p: Plan) -> bool:
+    """Σ (a - za)·(b - zb) in int32, of two activations with one scale each."""
+    from npuc.targets.tvm.emit import cast, constant
+
+    found = [w.activation(side, p.sources) for side in p.anchor.args]
+    sides = [f for f in found if f is not None]
+    if len(sides) < 2:
+        return False
+    left, right, size = _sides(p)
+    a, b = (p.input(side.tensor) for side in sides)
+    factor = float(np.float32(sides[0].scale) * np.float32(sides[1].scale))
+
+    def finish(value: Any, width: int, channel: Any, index: Any) -> Any:
+        real = cast(value, "float32") * constant(factor, "float32", width)
+        return p.finish(real, width, channel, index)
+
+    y = p.output()
+    zeros = (sides[0].zero, sides[1].zero)
+    Batched(p.kernel, left, right, *size, finish, zeros).write(a, b, y)
+    return p.done("batched_matmul_int8")

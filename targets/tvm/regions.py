@@ -1,0 +1,121 @@
+"""Find what a kernel can do with its result before storing it: bias, activation, residual, ..."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from npuc.targets.tvm import markers
+from npuc.targets.tvm.graph import dtype_of, is_tensor, is_var, key, number, operator, parts, shape_of
+from npuc.targets.tvm.pointwise import OPERATORS
+
+LIMIT = 24
+"""Operators in one region: beyond this, registers spill and kernels are no longer shared."""
+
+Binding = tuple[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """An anchor (a convolution, a matrix product) and the elementwise operators after it.
+
+    `members` are positions in main, the anchor first; the last one's value is the result and the
+    only one that is used elsewhere.
+    """
+
+    members: tuple[int, ...]
+
+    @property
+    def last(self) -> int:
+        """Position of the operator whose result is stored."""
+        return self.members[-1]
+
+
+class Regions:
+    """Grows regions over one main function."""
+
+    def __init__(self, items: list[Binding], outputs: set[int]):
+        self.items = items
+        self._outputs = outputs
+        self._users: dict[int, list[int]] = {}
+        for position, (_, expr) in enumerate(items):
+            for var in parts(expr):
+                self._users.setdefault(key(var), []).append(position)
+
+    def grow(self, anchor: int, taken: set[int]) -> Region:
+        """Return the largest region after an anchor that needs nothing the kernel cannot read."""
+        var = self.items[anchor][0]
+        shape = shape_of(var)
+        inside = {key(var)}
+        members, best = [anchor], (anchor,)
+        for position in range(anchor + 1, len(self.items)):
+            if len(members) > LIMIT:
+                break
+            item, expr = self.items[position]
+            if not any(key(v) in inside for v in parts(expr)):
+                continue
+            if position in taken or not self._joins(item, expr, inside, shape):
+                break
+            members.append(position)
+            inside.add(key(item))
+            if self._closed(members):
+                best = tuple(members)
+            if dtype_of(item) != "float32":
+                break
+        return Region(best)
+
+    def _closed(self, members: list[int]) -> bool:
+        """Whether only the last member's value is used elsewhere."""
+        held = set(members)
+        inner = [self.items[m][0] for m in members[:-1]]
+        return all(
+            key(v) not in self._outputs and set(self._users.get(key(v), ())) <= held for v in inner
+        )
+
+    def _joins(self, var: Any, expr: Any, inside: set[int], shape: tuple[int, ...]) -> bool:
+        if not is_tensor(var) or shape_of(var) != shape:
+            return False
+        if not supported(expr):
+            return False
+        return all(
+            (is_var(a) and key(a) in inside) or leaf_kind(a, shape) for a in tensor_args(expr)
+        )
+
+
+def supported(expr: Any) -> bool:
+    """Whether a region may hold an operator."""
+    name = operator(expr)
+    if name in OPERATORS:
+        return all(dtype_of(a) == "float32" for a in tensor_args(expr))
+    if name == "relax.clip":
+        return dtype_of(expr.args[0]) == "float32"
+    if name == "relax.quantize":
+        codes = str(expr.attrs.out_dtype)
+        return codes in ("int8", "uint8") and dtype_of(expr.args[0]) == "float32"
+    return markers.rounding(expr) is not None
+
+
+def tensor_args(expr: Any) -> list[Any]:
+    """Return the tensors an elementwise operator reads."""
+    if markers.rounding(expr) is not None:
+        return [markers.data_of(expr)]
+    if operator(expr) == "relax.clip":
+        return [expr.args[0]]
+    return list(expr.args)
+
+
+def leaf_kind(expr: Any, shape: tuple[int, ...]) -> str:
+    """How a kernel reads a value beside its own result; "" where it cannot.
+
+    "number": a constant of one element. "channel": one value per position of the last axis.
+    "full": as many values as the result.
+    """
+    array = number(expr)
+    if array is not None and array.size == 1:
+        return "number"
+    if not (array is not None or (is_var(expr) and is_tensor(expr))):
+        return ""
+    own = shape_of(expr)
+    if own == shape:
+        return "full"
+    if len(own) > len(shape) or not own or own[-1] != shape[-1]:
+        return ""
+    return "channel" if all(d == 1 for d in own[:-1]) else ""

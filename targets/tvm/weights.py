@@ -1,0 +1,112 @@
+"""Constants behind operators: float values, or int8 codes with the scale of each channel."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from npuc.targets.tvm.graph import Array, dtype_of, key, number, operator, shape_of
+
+Sources = dict[int, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """Integer weights: value = codes · scale, the scale along `axis`, or one where it is None."""
+
+    codes: Array
+    scale: Array
+    axis: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """An integer tensor of main: value = (tensor - zero) · scale, one of each for all of it."""
+
+    tensor: Any
+    scale: float
+    zero: int
+
+
+def values(expr: Any, sources: Sources) -> Array | None:
+    """Return a constant as float values, dequantized where it is codes."""
+    array = number(expr)
+    if array is not None:
+        return array
+    source = sources.get(key(expr))
+    if operator(source) == "relax.permute_dims":
+        inner = values(source.args[0], sources)
+        return None if inner is None else inner.transpose(_axes(source, inner.ndim))
+    if operator(source) == "relax.reshape":
+        inner = values(source.args[0], sources)
+        return None if inner is None else inner.reshape(shape_of(expr))
+    if operator(source) == "relax.dequantize":
+        arrays = [number(a) for a in source.args]
+        known = [a for a in arrays if a is not None]
+        if len(known) < 3:
+            return None
+        codes, scale, zero = known
+        along = _along(codes.ndim, int(source.attrs.axis), scale.size)
+        shifted = codes.astype(np.int32) - zero.astype(np.int32).reshape(along if zero.size > 1 else ())
+        return (shifted.astype(np.float32) * scale.reshape(along)).astype(np.float32)
+    return None
+
+
+def codes(expr: Any, sources: Sources) -> Codes | None:
+    """Return a constant's int8 codes; None where it is not int8 with zero point 0."""
+    source = sources.get(key(expr)) if number(expr) is None else None
+    name = operator(source)
+    if name == "relax.permute_dims":
+        inner = codes(source.args[0], sources)
+        if inner is None:
+            return None
+        axes = _axes(source, inner.codes.ndim)
+        axis = None if inner.axis is None else axes.index(inner.axis)
+        return Codes(inner.codes.transpose(axes), inner.scale, axis)
+    if name != "relax.dequantize":
+        return None
+    arrays = [number(a) for a in source.args]
+    known = [a for a in arrays if a is not None]
+    if len(known) < 3 or known[0].dtype != np.int8 or known[2].any():
+        return None
+    scale = known[1].reshape(-1)
+    return Codes(known[0], scale, None if scale.size == 1 else int(source.attrs.axis) % known[0].ndim)
+
+
+def activation(expr: Any, sources: Sources) -> Activation | None:
+    """Return the integer tensor that an activation was dequantized from, if it was."""
+    source = sources.get(key(expr)) if number(expr) is None else None
+    if operator(source) != "relax.dequantize" or number(source.args[0]) is not None:
+        return None
+    scale, zero = number(source.args[1]), number(source.args[2])
+    if scale is None or zero is None or scale.size != 1 or zero.size != 1:
+        return None
+    if dtype_of(source.args[0]) not in ("int8", "uint8"):
+        return None
+    return Activation(source.args[0], float(scale.reshape(())), int(zero.reshape(())))
+
+
+def bias(expr: Any, sources: Sources, channels: int) -> tuple[Array, Array] | None:
+    """Return (int32 codes, scales) of a bias that was dequantized, per channel."""
+    source = sources.get(key(expr)) if number(expr) is None else None
+    while operator(source) in ("relax.reshape", "relax.permute_dims", "relax.expand_dims"):
+        inner = source.args[0]
+        source = sources.get(key(inner)) if number(inner) is None else None
+    if operator(source) != "relax.dequantize":
+        return None
+    arrays = [number(a) for a in source.args]
+    known = [a for a in arrays if a is not None]
+    if len(known) < 3 or known[0].dtype != np.int32 or known[0].size != channels or known[2].any():
+        return None
+    return known[0].reshape(-1), np.broadcast_to(known[1].reshape(-1), channels)
+
+
+def _axes(call: Any, rank: int) -> list[int]:
+    axes = call.attrs.axes
+    return list(reversed(range(rank))) if axes is None else [int(a) % rank for a in axes]
+
+
+def _along(rank: int, axis: int, size: int) -> tuple[int, ...]:
+    if size == 1:
+        return ()
+    return tuple(size if a == axis % rank else 1 for a in range(rank))
