@@ -45,6 +45,9 @@ MOVES = frozenset(
 )
 """Operators whose outputs are values of their inputs: rounding again would change nothing."""
 
+BOUNDED = frozenset({"Clip", "Pad"})
+"""Operators whose constants are limits or filling, which an integer path holds as codes."""
+
 PARAMETERS = {
     "QuantizeLinear": {1, 2},
     "DequantizeLinear": {1, 2},

@@ -12,7 +12,7 @@ import onnx_ir.passes.common as common
 from npuc.errors import PassError
 from npuc.passes.base import Pass, Result
 from npuc.passes.graphs import Names, label
-from npuc.passes.held import PARAMETERS, Held, moves
+from npuc.passes.held import BOUNDED, PARAMETERS, Held, moves
 from npuc.passes.round_to import DOMAIN, check, function, function_name, round_to
 from npuc.profile import FloatFormat, Profile
 from npuc.program import Refusal
@@ -34,8 +34,8 @@ class RoundFloats(Pass):
       device's integer scheme that takes codes on both sides, and through operators that move
       values; any other operator, and the graph's output, get it rounded;
     - an integer operator's result is its accumulator. It is exact for QuantizeLinear (the fused
-      requantize), through operators that move values and through adding a constant (the bias);
-      whatever else reads it, reads it rounded;
+      requantize), through operators that move values and through adding a constant per channel
+      (the bias); whatever else reads it, reads it rounded;
     - scales and zero points are never touched, nor is the bias of an integer operator.
 
     A recurrent operator is rounded at its outputs only, and values that are not float32 are left
@@ -143,7 +143,7 @@ class _Rounding:
             for index, value in enumerate(node.inputs)
             if value is not None and index not in skip and _is_float(value)
         ]
-        held = self._held_after(node, [v for _, v in data if not _is_constant(v)], len(data))
+        held = self._held_after(node, [v for _, v in data])
         if held is not Held.FLOAT:
             self.held.update((v, held) for v in node.outputs if _is_float(v))
             return
@@ -158,18 +158,19 @@ class _Rounding:
                 if _is_float(value) and (value.uses() or value.is_graph_output()):
                     self._round_result(value)
 
-    def _held_after(self, node: ir.Node, values: list[ir.Value], count: int) -> Held:
-        """Return what a node's float outputs stand for; `values` are its non-constant floats."""
-        held = [self._holds(v) for v in values]
+    def _held_after(self, node: ir.Node, data: list[ir.Value]) -> Held:
+        """Return what a node's float outputs stand for; `data` are its float inputs."""
         if node.op_type == "DequantizeLinear":
             return Held.CODES
-        if node.op_type in self.integer_ops:
+        if node.op_type in self.integer_ops and node.domain == "":
             operands = [v for v in node.inputs[:2] if v is not None]
             if all(self._holds(v) is Held.CODES for v in operands):
                 return Held.ACCUMULATOR
-        if node.op_type == "Add" and count == 2 and held == [Held.ACCUMULATOR]:
+        held = [self._holds(v) for v in data if not _is_constant(v)]
+        if node.op_type == "Add" and held == [Held.ACCUMULATOR] and any(map(_is_bias, data)):
             return Held.ACCUMULATOR
-        if moves(node) and held and Held.FLOAT not in held and not _has_body(node):
+        whole = len(held) == len(data) or node.op_type in BOUNDED
+        if moves(node) and whole and held and Held.FLOAT not in held and not _has_body(node):
             return Held.ACCUMULATOR if Held.ACCUMULATOR in held else Held.CODES
         return Held.FLOAT
 
@@ -245,6 +246,12 @@ def _is_float(value: ir.Value) -> bool:
 
 def _is_constant(value: ir.Value) -> bool:
     return value.is_initializer()
+
+
+def _is_bias(value: ir.Value) -> bool:
+    """Whether a value is a constant with one number, or one per channel of the last axis."""
+    tensor = value.const_value if _is_constant(value) else None
+    return tensor is not None and all(d == 1 for d in tensor.shape.numpy()[:-1])
 
 
 def _require_types(model: ir.Model) -> None:

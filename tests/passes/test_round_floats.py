@@ -192,6 +192,35 @@ bias (float[2, 2] x) => (int8[2, 2] y)
     assert b is not None and b.numpy()[0] == np.float32(0.101)
 
 
+def test_a_constant_that_is_no_bias_ends_the_integer_path() -> None:
+    """A table added to an accumulator, or joined with one, is computed with stored floats."""
+    after = rounded("""
+table (float[1, 2, 2] x) => (int8[1, 3, 2] y)
+<float s = {0.037}, int8 z = {0}, int8[2, 2] w = {100, -50, 25, 127},
+ float[1, 1, 2] t = {0.1, 0.2}, float[1, 3, 2] p = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6}>
+{
+  q = QuantizeLinear (x, s, z)
+  xd = DequantizeLinear (q, s, z)
+  wd = DequantizeLinear (w, s, z)
+  m = MatMul (xd, wd)
+  c = Concat <axis = 1> (t, m)
+  a = Add (c, p)
+  y = QuantizeLinear (a, s, z)
+}
+""")
+    assert Counter(calls(after)) == Counter(["input", "MatMul", "Add"])
+    for name in ("t", "p"):
+        constant = after.model.graph.initializers[name].const_value
+        assert constant is not None
+        assert np.array_equal(constant.numpy(), r(constant.numpy()))
+
+
+def test_limits_do_not_end_the_integer_path() -> None:
+    """Clip between an integer operator and its requantize is fused as Relu is."""
+    after = rounded(INTEGER.replace("c = Relu (a)", "c = Clip (a, s, s)"))
+    assert Counter(calls(after)) == Counter(["input", "Clip", "Conv", "Add"])
+
+
 def test_a_shared_constant_is_rounded_for_float_readers_only() -> None:
     """A scale that is also a factor keeps its value as a scale."""
     after = rounded("""

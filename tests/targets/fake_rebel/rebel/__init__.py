@@ -89,18 +89,20 @@ def _compile(mod: Any, input_info: Any, npu: Any, devices: Any, keyword: str) ->
 
 _ENVIRONMENT = ("HOME", "RBLN_FORCE_NPU_NAME", "RBLN_TARGET_SOC", "RBLN_DUMMY_DEVICE")
 
-if os.environ.get("FAKE_REBEL_API", "num_devices") == "num_devices":
 
-    def compile_from_torch(
-        mod: Any, input_info: Any, *, npu: Any = None, num_devices: Any = 1
-    ) -> RBLNCompiledModel:
-        """Compile as rebel-compiler 0.12 is called; any other keyword is a TypeError."""
-        return _compile(mod, input_info, npu, num_devices, "num_devices")
+def _current(
+    mod: Any, input_info: Any, *, npu: Any = None, num_devices: Any = 1
+) -> RBLNCompiledModel:
+    """Compile as rebel-compiler 0.12 is called; any other keyword is a TypeError."""
+    return _compile(mod, input_info, npu, num_devices, "num_devices")
 
-else:
 
-    def compile_from_torch(  # type: ignore[misc]
-        mod: Any, input_info: Any, *, npu: Any = None, tensor_parallel_size: Any = 1
-    ) -> RBLNCompiledModel:
-        """Compile as older compilers are called; any other keyword is a TypeError."""
-        return _compile(mod, input_info, npu, tensor_parallel_size, "tensor_parallel_size")
+def _older(
+    mod: Any, input_info: Any, *, npu: Any = None, tensor_parallel_size: Any = 1
+) -> RBLNCompiledModel:
+    """Compile as older compilers are called; any other keyword is a TypeError."""
+    return _compile(mod, input_info, npu, tensor_parallel_size, "tensor_parallel_size")
+
+
+_APIS: dict[str, Any] = {"num_devices": _current, "tensor_parallel_size": _older}
+compile_from_torch = _APIS[os.environ.get("FAKE_REBEL_API", "num_devices")]
