@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from npuc.load import load
     from npuc.pipeline import compile, verify
-    from npuc.reference import save
+    from npuc.record import save
 
     __version__: str
 
@@ -47,7 +47,7 @@ __all__ = [
 _HOMES = {
     "compile": "npuc.pipeline",
     "load": "npuc.load",
-    "save": "npuc.reference",
+    "save": "npuc.record",
     "verify": "npuc.pipeline",
 }
 
