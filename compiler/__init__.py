@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from npuc.load import load
     from npuc.pipeline import compile, verify
-    from npuc.record import save
+    from npuc.reference import save
 
     __version__: str
 
@@ -47,7 +47,7 @@ __all__ = [
 _HOMES = {
     "compile": "npuc.pipeline",
     "load": "npuc.load",
-    "save": "npuc.record",
+    "save": "npuc.reference",
     "verify": "npuc.pipeline",
 }
 

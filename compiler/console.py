@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import io
-import json
 import os
 import signal
 import sys
@@ -35,6 +34,8 @@ def out(text: str) -> None:
 
 def json_out(data: Any) -> None:
     """Write a result to stdout as JSON; a non-finite number becomes its name."""
+    import json
+
     from npuc.jsonable import plain
 
     out(json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False))
