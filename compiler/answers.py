@@ -5,7 +5,6 @@ run of the same model on the same inputs: how far rounding alone moves it. Where
 is possible it is estimated by moving inputs and weights by one unit in the last place.
 """
 
-import copy
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -113,8 +112,9 @@ def run(captured: "Captured", sample: Tensors) -> dict[str, np.ndarray[Any, Any]
 
     args, kwargs = captured.signature.call(sample)
     device = _device(captured.native)
-    move = torch.utils._pytree.tree_map_only  # type: ignore[attr-defined]
-    args, kwargs = move(torch.Tensor, lambda t: t.to(device), (args, kwargs))
+    args, kwargs = torch.utils._pytree.tree_map_only(
+        torch.Tensor, lambda t: t.to(device), (args, kwargs)
+    )
     with torch.no_grad():
         return captured.signature.results(captured.native(*args, **kwargs))
 
@@ -152,7 +152,7 @@ def environment(device: "torch.device") -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if cuda else device.type,
         "cuda": torch.version.cuda if cuda else None,
-        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,  # type: ignore[no-untyped-call]
         "driver": _driver(cuda),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
@@ -211,8 +211,3 @@ def check(reference: Reference, program: Program) -> None:
             raise ParityError(
                 f"the reference has {side} {sorted(names)}, the program {[p.name for p in ports]}"
             )
-
-
-def frozen(tensors: Sequence[Tensors]) -> tuple[Tensors, ...]:
-    """Copy samples so that nobody can change a reference by accident."""
-    return tuple({k: copy.copy(v) for k, v in t.items()} for t in tensors)

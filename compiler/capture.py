@@ -73,8 +73,13 @@ def capture(
 
 def frozen_copy(module: "torch.nn.Module") -> "torch.nn.Module":
     """Copy a module, in eval mode and without gradients; the original is not touched."""
+    import torch
+
     try:
-        return copy.deepcopy(module).eval().requires_grad_(False)
+        with quiet():
+            copied = copy.deepcopy(module).requires_grad_(False)
+        # A captured graph has no modes: torch refuses eval() on it.
+        return copied if isinstance(copied, torch.fx.GraphModule) else copied.eval()
     except Exception as error:  # a user's __deepcopy__, or torch on tensors inside a graph
         raise ExportError(
             f"the model cannot be copied: {type(error).__name__}: {str(error)[:300]}",
@@ -82,13 +87,11 @@ def frozen_copy(module: "torch.nn.Module") -> "torch.nn.Module":
         ) from error
 
 
-def from_program(program: "ExportedProgram", axes: DynamicShapes | None = None) -> Captured:
+def from_program(program: "ExportedProgram", axes: DynamicShapes) -> Captured:
     """Wrap a loaded exported program; `axes` are the recorded names of its dynamic axes."""
     refuse(program)
     found = _axes(program, [])
-    merged = {
-        n: {a: (axes or {}).get(n, {}).get(a, d) for a, d in s.items()} for n, s in found.items()
-    }
+    merged = {n: {a: axes.get(n, {}).get(a, d) for a, d in s.items()} for n, s in found.items()}
     with quiet():
         native = program.module(check_guards=False)
     return Captured(program, Signature.of(program), native, merged)
@@ -112,7 +115,7 @@ def _export(
             continue
         try:
             # Sizes 0 and 1 in the example must not be baked in (torch.onnx sets the same flag).
-            with _config.patch(backed_size_oblivious=True):
+            with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
                 program = torch.export.export(
                     module, args, kwargs or None, dynamic_shapes=shapes, strict=strict
                 )

@@ -68,8 +68,9 @@ def _explain(error: BaseException, captured: Captured) -> ExportError:
     missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", text)
     if missing:
         name = missing[1]
-        nodes = [n for n in captured.program.graph.nodes if name in str(n.target)]
-        where = f" {place(nodes[0])}" if nodes else ""
+        with quiet():  # the operator may appear only once others are taken apart
+            graph = captured.program.run_decompositions().graph
+        where = next((f" {place(n)}" for n in graph.nodes if name in str(n.target)), "")
         return ExportError(
             f"ONNX has no operator for {name}{where}",
             hint="compute it with other operators, or outside of the model",

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from npuc.errors import ExportError
+from npuc.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -55,17 +56,15 @@ def _random(module: "torch.fx.GraphModule") -> Iterator[str]:
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
         seeded = torch.Tag.nondeterministic_seeded in node.target.tags
-        if (seeded or "dropout" in node.target.name()) and _live(node):
+        if (seeded or "dropout" in str(node.target)) and _live(node, node.target):
             yield f"{node.target} {place(node)}".strip()
 
 
-def _live(node: "torch.fx.Node") -> bool:
+def _live(node: "torch.fx.Node", operator: "torch._ops.OpOverload[..., Any]") -> bool:
     """Whether a random operator draws: many take a switch that evaluation turns off."""
-    assert not isinstance(node.target, str)
-    schema = node.target._schema  # type: ignore[union-attr]
     values: dict[str, Any] = {
         a.name: node.args[i] if i < len(node.args) else node.kwargs.get(a.name, a.default_value)
-        for i, a in enumerate(schema.arguments)
+        for i, a in enumerate(operator._schema.arguments)
     }
     for switch in ("train", "training", "dropout_p", "p", "dropout"):
         if switch in values and not values[switch]:
@@ -76,8 +75,19 @@ def _live(node: "torch.fx.Node") -> bool:
 def _mutations(program: "ExportedProgram") -> Iterator[str]:
     from torch.export.graph_signature import OutputKind
 
+    if any(_writes(node) for node in program.graph.nodes):
+        # A captured graph still writes in place; made functional, its signature says to what.
+        with quiet():
+            program = program.run_decompositions({})
     kinds = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
     nodes = {node.name: node for node in program.graph.nodes}
     for spec in program.graph_signature.output_specs:
         if spec.kind in kinds:
             yield f"{spec.target} {place(nodes[spec.arg.name])}".strip()
+
+
+def _writes(node: "torch.fx.Node") -> bool:
+    import torch
+
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable

@@ -53,7 +53,7 @@ class Loaded:
     def captured(self) -> Captured:
         """The model as an exported program (once); raises `ExportError`."""
         if self.exported is not None:
-            return from_program(self.exported, self.reference and self.reference.axes)
+            return from_program(self.exported, self.reference.axes if self.reference else {})
         module = self.script if self.script is not None else self.module
         if module is None:
             raise ExportError(f"{self.name} is {self.kind}: there is no torch model to capture")
@@ -169,6 +169,7 @@ def _from_torchscript(
     import torch
 
     from npuc.quiet import quiet
+    from npuc.torchscript import parameters
     from npuc.weights import refuse_nan
 
     if not trust_pickle:
@@ -178,12 +179,11 @@ def _from_torchscript(
         )
     try:
         with quiet():
-            script = torch.jit.load(path, map_location="cpu")
+            script = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise LoadError(f"{path}: torch cannot load it: {_first_line(error)}") from error
     refuse_nan(script, path.name)
-    names = [a.name for a in script.forward.schema.arguments[1:]]
-    args, kwargs, shapes = example(specs, names)
+    args, kwargs, shapes = example(specs, parameters(script))
     return Loaded(
         "torchscript", path.name, path, script=script, args=args, kwargs=kwargs,
         dynamic_shapes=shapes, eval_mode=eval_mode,

@@ -8,11 +8,11 @@ import onnx
 import onnx_ir as ir
 
 from npuc.errors import LoadError
-from npuc.program import Program
+from npuc.program import PROTO_LIMIT, Program
 
 
 def read_onnx(path: Path) -> Program:
-    """Load an ONNX model with its weights left on disk; raises `LoadError` listing all faults."""
+    """Load an ONNX model; weights beyond 2 GiB stay on disk. Raises `LoadError`, all faults."""
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf and onnx_ir raise several types on malformed bytes
@@ -37,7 +37,11 @@ def read_onnx(path: Path) -> Program:
     faults = list(_nan_faults(model))
     if faults:
         raise LoadError(f"{path} has weights that are not numbers:\n  " + "\n  ".join(faults))
-    return Program.from_model(model)
+    program = Program.from_model(model)
+    if program.weight_bytes <= PROTO_LIMIT:
+        # One message carries them then, and nothing depends on the file any more.
+        ir.external_data.load_to_model(model)
+    return program
 
 
 def _tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:

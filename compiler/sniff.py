@@ -129,7 +129,8 @@ def _classify(contents: pickles.Contents, root: str, legacy: bool) -> Kind:
         what = "a pickled module" if _looks_like_module(contents.top) else "a pickled object"
         return Kind("module", what + age, foreign, root)
     if mapping is None:
-        what = f"a torch.save archive of a {type(contents.top).__name__}, not of a model"
+        top = "tensor" if pickles.is_tensor(contents.top) else type(contents.top).__name__
+        what = f"a torch.save archive of a {top}, not of a model"
         return Kind("unknown", what + age, foreign, root)
     if mapping and all(pickles.is_tensor(v) for v in mapping.values()):
         return Kind("state-dict", f"a state dict of {len(mapping)} tensors{age}", foreign, root)
@@ -231,9 +232,11 @@ def _varint(file: BinaryIO) -> int:
 
 def _text(head: bytes) -> str:
     try:
-        text = head.decode("utf-8", errors="strict" if len(head) < 512 else "ignore")
-    except UnicodeDecodeError:
-        return ""
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:  # more than a character cut at the end
+            return ""
+        text = head[: error.start].decode("utf-8")
     if not all(c.isprintable() or c.isspace() for c in text):
         return ""
     if text.startswith("version https://git-lfs"):

@@ -44,8 +44,13 @@ def convert(
     return capture(module, args, {}, shapes, eval_mode=True)
 
 
+def parameters(script: Any) -> list[str]:
+    """Names of forward's parameters."""
+    return [a.name for a in script.forward.schema.arguments[1:]]
+
+
 def _positional(shapes: Any, script: "torch.jit.ScriptModule") -> Any:
     if not isinstance(shapes, Mapping):
         return shapes
-    names = [a.name for a in script.forward.schema.arguments[1:]]
+    names = parameters(script)
     return tuple(shapes[name] for name in names if name in shapes)

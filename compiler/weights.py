@@ -70,13 +70,13 @@ def read_weights(path: Path, kind: Kind) -> "Mapping[str, torch.Tensor]":
 
 def _state_dict(path: Path, value: Mapping[str, Any]) -> "Mapping[str, torch.Tensor]":
     if _is_state(value):
-        return value
+        return dict(value)
     inner = {k: v for k, v in value.items() if _is_state(v)}
     if len(inner) == 1:
-        return next(iter(inner.values()))
+        return dict(next(iter(inner.values())))
     for key in _KEYS:
         if key in inner:
-            return inner[key]
+            return dict(inner[key])
     raise LoadError(
         f"{path}: a checkpoint with the keys {', '.join(map(repr, value))}; "
         + ("none holds a state dict" if not inner else f"several may be meant: {sorted(inner)}"),
