@@ -18,28 +18,33 @@ from torch import Tensor
 
 FOLDER = Path(__file__).parent / "weights"
 DIGITS = FOLDER / "data-digits.safetensors"
+TOPICS = FOLDER / "data-topics.safetensors"
 
 TRAIN_DIGITS = 1000
 """Digits 0 to 999 train; the 797 after them, largely by other writers, are held out."""
 
+TOPIC_NAMES = (
+    "specialnames",
+    "compound",
+    "types",
+    "formatstrings",
+    "string-methods",
+    "typesseq",
+    "debugger",
+    "typesmapping",
+)
+"""The longest help topics of Python that do not contain one another."""
+
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Inputs of one split, each with the sample as first dimension, and their truth."""
+    """Inputs, each with the sample as first dimension, and their truth."""
 
     inputs: tuple[Tensor, ...]
     truth: Tensor
 
     def __len__(self) -> int:
         return len(self.truth)
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """What a model is trained on and what it never saw."""
-
-    train: Split
-    test: Split
 
 
 @cache
@@ -49,23 +54,32 @@ def digit_arrays() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return arrays["images"], arrays["labels"]
 
 
-def digit_rows() -> Dataset:
+def digit_split(held_out: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the digits of one split and their classes."""
+    images, labels = digit_arrays()
+    rows = slice(TRAIN_DIGITS, None) if held_out else slice(TRAIN_DIGITS)
+    return images[rows], labels[rows]
+
+
+def digit_rows(held_out: bool) -> Split:
     """Return digits as sequences: (N, 8, 8) float32 in [0, 1], a step per row."""
-    images, labels = digit_arrays()
-    return _split(torch.from_numpy(images.astype(np.float32)) / 16, labels)
+    images, labels = digit_split(held_out)
+    rows = torch.from_numpy(images.astype(np.float32)) / 16
+    return Split((rows,), torch.from_numpy(labels.astype(np.int64)))
 
 
-def digit_images() -> Dataset:
+def digit_images(held_out: bool) -> Split:
     """Return digits as images: (N, 1, 16, 16) float32 in [0, 1], enlarged twofold (bilinear)."""
-    images, labels = digit_arrays()
-    small = torch.from_numpy(images.astype(np.float32))[:, None] / 16
-    return _split(F.interpolate(small, scale_factor=2.0, mode="bilinear"), labels)
+    split = digit_rows(held_out)
+    large = F.interpolate(split.inputs[0][:, None], scale_factor=2.0, mode="bilinear")
+    return Split((large,), split.truth)
 
 
-def _split(inputs: Tensor, labels: NDArray[np.uint8]) -> Dataset:
-    truth = torch.from_numpy(labels.astype(np.int64))
-    at = TRAIN_DIGITS
-    return Dataset(Split((inputs[:at],), truth[:at]), Split((inputs[at:],), truth[at:]))
+@cache
+def topic_texts() -> tuple[str, ...]:
+    """Return the texts of TOPIC_NAMES in ASCII, "?" for any other character."""
+    arrays = load_file(TOPICS)
+    return tuple(arrays[name].tobytes().decode("ascii") for name in TOPIC_NAMES)
 
 
 def write_digits() -> None:
@@ -78,8 +92,27 @@ def write_digits() -> None:
         "labels": digits.target.astype(np.uint8),
     }
     note = "Optical Recognition of Handwritten Digits (E. Alpaydin, C. Kaynak; UCI), test set"
-    save_file(arrays, DIGITS, {"source": f"{note}, as in scikit-learn", "licence": "CC BY 4.0"})
+    _write(DIGITS, arrays, {"source": f"{note}, as in scikit-learn", "licence": "CC BY 4.0"})
+
+
+def write_topics() -> None:
+    """Rewrite the help texts from Python's pydoc_data."""
+    from platform import python_version
+    from pydoc_data.topics import topics
+
+    arrays = {
+        name: np.frombuffer(topics[name].encode("ascii", "replace"), np.uint8)
+        for name in TOPIC_NAMES
+    }
+    source = f"pydoc_data.topics of Python {python_version()}, (c) Python Software Foundation"
+    _write(TOPICS, arrays, {"source": source, "licence": "PSF-2.0"})
+
+
+def _write(path: Path, arrays: dict[str, NDArray[np.uint8]], about: dict[str, str]) -> None:
+    save_file(arrays, path, about)
+    path.chmod(0o644)  # safetensors writes files that only their owner may read
 
 
 if __name__ == "__main__":
     write_digits()
+    write_topics()

@@ -26,7 +26,7 @@ def fit(recipe: Recipe, steps: int | None = None) -> tuple[nn.Module, list[float
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        module, train = recipe.build(), recipe.dataset().train
+        module, train = recipe.build(), recipe.split(False)
         per_epoch = len(train) // recipe.batch
         total = recipe.epochs * per_epoch
         optimizer = torch.optim.AdamW(
@@ -41,7 +41,7 @@ def fit(recipe: Recipe, steps: int | None = None) -> tuple[nn.Module, list[float
             at = len(losses) % per_epoch * recipe.batch
             loss = _loss(module, recipe, train, order[at : at + recipe.batch])
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
             schedule.step()
@@ -85,7 +85,7 @@ def train(name: str) -> dict[str, object]:
     record: dict[str, object] = {
         "model": name,
         "metric": recipe.metric,
-        "held_out": evaluate(module, recipe, recipe.dataset().test),
+        "held_out": evaluate(module, recipe, recipe.split(True)),
         "train_loss": sum(losses[-20:]) / len(losses[-20:]),
         "data": recipe.source,
         "parameters": sum(p.numel() for p in module.parameters()),
@@ -96,7 +96,9 @@ def train(name: str) -> dict[str, object]:
         "torch": torch.__version__,
     }
     state = {key: value.contiguous() for key, value in module.state_dict().items()}
-    save_file(state, FOLDER / f"{name}.safetensors")
+    path = FOLDER / f"{name}.safetensors"
+    save_file(state, path)
+    path.chmod(0o644)  # safetensors writes files that only their owner may read
     (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     return record
 

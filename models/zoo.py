@@ -70,19 +70,31 @@ class ZooModel:
 _IMAGE = ("image",)
 _TEXT = ("input_ids", "attention_mask")
 
+# name, title, task, inputs
+_TRAINED = (
+    ("digits-resnet", "Residual CNN", "classification", _IMAGE),
+    ("digits-mobilenet", "Depthwise CNN with gates and hard-swish", "classification", _IMAGE),
+    ("digits-vit", "Vision transformer", "classification", _IMAGE),
+    ("digits-lstm", "Bidirectional LSTM over image rows", "classification", ("rows",)),
+    ("digits-embed", "Embedding of unit length, as for faces", "embedding", _IMAGE),
+    ("digits-unet", "U-Net over scenes of digits and bars", "segmentation", _IMAGE),
+    ("digits-detector", "One-stage detector of digits", "detection", _IMAGE),
+    ("text-bert", "BERT-like encoder that names a help topic", "classification", _TEXT),
+    ("text-gpt", "GPT-like model of help texts, by character", "language", ("input_ids",)),
+    ("chirp-keyword", "1-D convolutions that name a sound", "classification", ("sound",)),
+)
+_FULL_SIZE = (
+    ("resnet18", "ResNet-18, random weights", "classification", _IMAGE),
+    ("resnet50", "ResNet-50, random weights", "classification", _IMAGE),
+    ("mobilenet-v2", "MobileNetV2, random weights", "classification", _IMAGE),
+    ("bert-base", "BERT-base, random weights", "language", _TEXT),
+    ("vit-base", "ViT-B/16, random weights", "classification", _IMAGE),
+)
+
 _ZOO = {
-    model.name: model
-    for model in (
-        ZooModel("digits-resnet", "Residual CNN", "classification", _IMAGE, True),
-        ZooModel(
-            "digits-mobilenet",
-            "Inverted residuals, squeeze-and-excitation, hard-swish",
-            "classification",
-            _IMAGE,
-            True,
-        ),
-        ZooModel("digits-lstm", "Bidirectional LSTM over rows", "classification", ("rows",), True),
-    )
+    name: ZooModel(name, title, task, inputs, trained)
+    for rows, trained in ((_TRAINED, True), (_FULL_SIZE, False))
+    for name, title, task, inputs in rows
 }
 
 
