@@ -194,9 +194,9 @@ def verify(artifact: Path, samples: Path | None, against: Path | None, as_json: 
 
 
 @cli.command(short_help="Say what a file is and what was done to it.")
-@click.argument("file", type=_FILE)
+@click.argument("file")
 @_json
-def inspect(file: Path, as_json: bool) -> None:
+def inspect(file: str, as_json: bool) -> None:
     """Say what FILE is; for an artifact, what was done to it, and why not more."""
     from npuc import look
 

@@ -23,7 +23,7 @@ PIPE_CLOSED = 141  # what a shell reports for a program that SIGPIPE ended
 def out(text: str) -> None:
     """Write a result to stdout; raises `OutputError` where it cannot be written."""
     try:
-        sys.stdout.write(text.rstrip("\n") + "\n")
+        sys.stdout.write(harmless(text.rstrip("\n")) + "\n")
         sys.stdout.flush()
     except OSError as error:
         if error.errno == errno.EPIPE:
@@ -32,13 +32,18 @@ def out(text: str) -> None:
         raise OutputError(f"cannot write to standard output: {error.strerror}") from error
 
 
+def harmless(text: str) -> str:
+    """Spell out control characters: names in a stranger's file must not steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def json_out(data: Any) -> None:
     """Write a result to stdout as JSON; a non-finite number becomes its name."""
     import json
 
     from npuc.jsonable import plain
 
-    out(json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False))
+    out(json.dumps(plain(data), indent=2, allow_nan=False))
 
 
 @contextlib.contextmanager
@@ -62,7 +67,7 @@ def guarded(verb: Callable[[], int]) -> int:
         with _ended_like_ctrl_c():
             return verb()
     except NpucError as error:
-        print(f"npuc: {error}", file=sys.stderr)
+        print(harmless(f"npuc: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("npuc: interrupted", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Say what a file is and holds, without running anything it contains."""
 
 import json
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from npuc.errors import ArtifactError
 from npuc.jsonable import plain
 from npuc.members import MODEL, PARITY
 from npuc.program import Program, Refusal
-from npuc.sniff import Kind, sniff
+from npuc.sniff import sniff
 from npuc.text import counts, section, size
 
 EVIDENCE = {
@@ -22,13 +23,15 @@ EVIDENCE = {
 }
 
 
-def look(path: Path) -> dict[str, Any]:
-    """Describe a file in JSON types; more is said of ONNX, exported programs and artifacts.
-
-    Raises `LoadError` or `ArtifactError` where the file is damaged or unsafe.
+def look(source: str) -> dict[str, Any]:
+    """Describe a file or ``zoo:NAME`` in JSON types; most is said of ONNX, exported programs and
+    artifacts. Raises `LoadError`, `ArtifactError` or `UsageError`.
     """
+    if source.startswith("zoo:"):
+        return {"file": source, "kind": "zoo", "what": _title(source), **_exported(source)}
+    path = Path(source)
     kind = sniff(path)
-    about: dict[str, Any] = {"file": str(path), "kind": kind.name, "what": kind.what}
+    about: dict[str, Any] = {"file": source, "kind": kind.name, "what": kind.what}
     if kind.name != "directory":
         about["bytes"] = path.stat().st_size
     match kind.name:
@@ -39,12 +42,18 @@ def look(path: Path) -> dict[str, Any]:
 
             about |= _program(read_onnx(path))
         case "pt2":
-            about |= _exported(path, kind)
+            about |= _exported(source)
         case "safetensors":
             about["tensors"] = dict(_safetensors(path))
     if kind.imports:
         about["imports"] = list(kind.imports)
     return about
+
+
+def _title(source: str) -> str:
+    from npuc import models
+
+    return f"a reference model: {models.get(source).title}"
 
 
 def _artifact(path: Path) -> dict[str, Any]:
@@ -64,8 +73,18 @@ def _artifact(path: Path) -> dict[str, Any]:
         about["opset"] = model.opset_imports.get("", 0)
         about["operators"] = _operators(model.graph.all_nodes())
     if PARITY in opened:
-        about["parity"] = json.loads(opened[PARITY])
+        about["parity"] = _object(path, opened[PARITY])
     return about
+
+
+def _object(path: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: {PARITY} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{path}: {PARITY} holds no object")
+    return data
 
 
 def _program(program: Program) -> dict[str, Any]:
@@ -83,25 +102,36 @@ def _operators(nodes: Iterator[Any]) -> dict[str, int]:
     return dict(sorted(Counter(names).items()))
 
 
-def _exported(path: Path, kind: Kind) -> dict[str, Any]:
-    from npuc import pt2
+def _exported(source: str) -> dict[str, Any]:
+    """Describe a torch model, with the names its ONNX export gets."""
+    from npuc.load import load
+    from npuc.record import ports
 
-    program = pt2.load(path, kind.root)
-    calls = [node for node in program.graph.nodes if node.op == "call_function"]
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    tensors = [*program.state_dict.values(), *program.constants.values()]
-    return {
-        "inputs": [_port(n, values.get(n)) for n in program.graph_signature.user_inputs],
-        "outputs": [_port(n, values.get(str(n))) for n in program.graph_signature.user_outputs],
-        "operators": dict(sorted(Counter(str(node.target) for node in calls).items())),
-        "weight_bytes": sum(getattr(t, "nbytes", 0) for t in tensors),
+    loaded = load(source)
+    captured = loaded.captured
+    graph = captured.program.graph
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    tensors = [*captured.program.state_dict.values(), *captured.program.constants.values()]
+    inputs = ports(captured)
+    about = {
+        "inputs": plain(inputs),
+        "outputs": [{"name": name} for name in captured.signature.output_names],
+        "operators": dict(sorted(Counter(map(_called, calls)).items())),
+        "weight_bytes": sum(getattr(tensor, "nbytes", 0) for tensor in tensors),
     }
+    if loaded.reference is not None:
+        about["recorded"] = {
+            "samples": len(loaded.reference.samples),
+            "calibration": len(loaded.reference.calibration),
+            "fingerprint": plain(loaded.reference.fingerprint),
+        }
+    return about
 
 
-def _port(name: Any, value: Any) -> dict[str, Any]:
-    shape = [d if isinstance(d, int) else str(d) for d in getattr(value, "shape", ())]
-    dtype = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
-    return {"name": str(name), "dtype": dtype, "shape": shape}
+def _called(node: Any) -> str:
+    """Name what a graph node calls: ``aten.relu.default``, or a Python function such as getitem."""
+    target = node.target
+    return str(target) if hasattr(target, "namespace") else str(target.__name__)
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, str]]:
@@ -124,14 +154,30 @@ def text(about: Mapping[str, Any]) -> str:
     blocks.append(section("Outputs", [[_spelled(p)] for p in about.get("outputs", ())]))
     if about.get("operators"):
         opset = f" (opset {about['opset']})" if "opset" in about else ""
-        blocks.append(section(f"Operators{opset}", [[counts(about["operators"])]]))
+        blocks.append(
+            section(f"Operators{opset}", [[line] for line in _wrapped(about["operators"])])
+        )
     if "weight_bytes" in about:
         blocks.append(section("Weights", [[size(about["weight_bytes"])]]))
+    blocks.append(_recorded(about.get("recorded")))
     blocks.append(section("Tensors", about.get("tensors", {}).items()))
     blocks.append(section("Imports code", [[name] for name in about.get("imports", ())]))
     if about["kind"] == "npuc":
         blocks += _history(about)
     return "\n".join(filter(None, blocks))
+
+
+def _wrapped(operators: Mapping[str, int]) -> list[str]:
+    return textwrap.wrap(counts(operators), 96, break_long_words=False, break_on_hyphens=False)
+
+
+def _recorded(about: Mapping[str, Any] | None) -> str:
+    if about is None:
+        return ""
+    rows = [["samples", about["samples"]], ["calibration", about["calibration"]]]
+    stated = {k: v for k, v in about["fingerprint"].items() if v is not None}
+    rows += [[k, ", ".join(v) if isinstance(v, list) else v] for k, v in stated.items()]
+    return section("Recorded with it", rows)
 
 
 def _origin(about: Mapping[str, Any]) -> str:
@@ -190,4 +236,6 @@ def _grouped(refusals: Sequence[Refusal]) -> Iterator[str]:
 
 
 def _spelled(port: Mapping[str, Any]) -> str:
+    if "shape" not in port:
+        return str(port["name"])
     return f"{port['name']}:{'x'.join(map(str, port['shape'])) or 'scalar'}:{port['dtype']}"
