@@ -120,10 +120,10 @@ def test_a_malformed_report_is_an_error(tmp_path: Path, parity: bytes) -> None:
 def test_names_cannot_steer_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    about = Manifest("fake", "float", "twin", (), (), notes=("\x1b[2Jgone\x9b\r",))
+    about = Manifest("fake", "float", "twin", (), (), notes=("\x1b[2J\rgone\x9b",))
     artifact.write(tmp_path / "a.npuc", about, {"payload/x": b""})
     assert main(["inspect", str(tmp_path / "a.npuc")]) == 0
-    assert "\\x1b[2Jgone\\x9b\\r" in capsys.readouterr().out
+    assert "\\x1b[2J\\rgone\\x9b" in capsys.readouterr().out
     assert main(["inspect", "\x1b[2J"]) == 3
     assert "\x1b" not in capsys.readouterr().err
 
