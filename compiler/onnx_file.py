@@ -7,29 +7,34 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from npuc.errors import LoadError
+from npuc.errors import LoadError, NpucError
 from npuc.program import PROTO_LIMIT, Program
+from npuc.quiet import quiet
 
 
 def read_onnx(path: Path) -> Program:
     """Load an ONNX model; weights beyond 2 GiB stay on disk. Raises `LoadError`, all faults."""
     try:
-        model = ir.load(path)
-    except Exception as error:  # protobuf and onnx_ir raise several types on malformed bytes
+        with quiet():
+            model = ir.load(path)
+            faults = list(_external_faults(model, path))
+            if faults:
+                raise LoadError(
+                    f"{path}: unsafe or missing external data:\n  " + "\n  ".join(faults),
+                    hint="keep the model and its data files in one folder",
+                )
+            return _checked(model, path)
+    except NpucError:
+        raise
+    except Exception as error:  # onnx, onnx_ir and protobuf raise many types on malformed bytes
         raise LoadError(
-            f"{path}: damaged ONNX file: {(str(error) or repr(error)).splitlines()[0][:200]}",
+            f"{path}: damaged or invalid ONNX: {(str(error) or repr(error)).splitlines()[0][:200]}",
             hint="export it again, or download it again and compare the size",
         ) from error
-    faults = list(_external_faults(model, path))
-    if faults:
-        raise LoadError(
-            f"{path}: unsafe or missing external data:\n  " + "\n  ".join(faults),
-            hint="keep the model and its data files in one folder",
-        )
-    try:
-        onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
-        raise LoadError(f"{path}: not a valid ONNX model: {str(error).splitlines()[0]}") from error
+
+
+def _checked(model: ir.Model, path: Path) -> Program:
+    onnx.checker.check_model(str(path))
     if not model.graph.outputs:
         raise LoadError(f"{path}: the model has no outputs: there is nothing to compile")
     _infer_shapes(model)

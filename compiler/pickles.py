@@ -79,7 +79,7 @@ class Contents:
 def is_tensor_name(name: str) -> bool:
     """Whether `name` is one that torch's own tensors need, storages and dtypes included."""
     module, _, last = name.rpartition(".")
-    storage = module == "torch" and last.endswith("Storage") and last.isalpha()
+    storage = module == "torch" and last.endswith("Storage") and last.isalnum()
     rebuild = module == "torch._utils" and last.startswith("_rebuild_")
     return name in TENSOR_NAMES or storage or rebuild or (module == "torch" and last in _DTYPES)
 

@@ -29,7 +29,7 @@ from npuc import pickles
 from npuc.errors import LoadError
 from npuc.quiet import quiet
 from npuc.sniff import PICKLE_LIMIT
-from npuc.zips import open_zip, strip_root
+from npuc.zips import open_zip, refuse_damage, strip_root
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -98,6 +98,7 @@ def check(path: Path, root: str) -> list[str]:
             return ["its members are not all in one folder"]
         if sorted(_records(path)) != sorted(name[len(root) + 1 :] for name in names):
             return ["torch and Python read different member names from it"]
+        refuse_damage(archive, path)
         return list(_faults(archive, root))
 
 

@@ -7,6 +7,7 @@ The file is a torch.export archive, which torch.export.load reads, with two more
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from npuc.answers import record as record_reference
 from npuc.atomic import atomic_write
 from npuc.calls import as_call, as_samples
 from npuc.capture import Captured, capture
-from npuc.errors import LoadError, OutputError
+from npuc.errors import LoadError
 from npuc.program import Tensors
 from npuc.quiet import quiet
 from npuc.zips import open_zip, strip_root
@@ -116,18 +117,45 @@ def write(captured: Captured, reference: Reference, path: Path) -> None:
 
     tensors, header = _encode(reference)
     with atomic_write(path) as part:
-        try:
-            with quiet(), part.open("wb") as file:
-                torch.export.save(captured.program, file)
-        except RuntimeError as error:  # torch's C++ writer turns a full disk into this
-            if "write" in str(error).lower():
-                raise OutputError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
-            raise
+        with part.open("wb") as file:
+            sink = _Sink(file)
+            with quiet():
+                torch.export.save(captured.program, sink)
+            if sink.error is not None:
+                raise sink.error
         with zipfile.ZipFile(part, "a", zipfile.ZIP_STORED) as archive:
             root = archive.namelist()[0].split("/")[0]
             for name, data in (("reference.json", header), ("samples.safetensors", tensors)):
                 # A fixed date: the same model gives the same bytes.
                 archive.writestr(zipfile.ZipInfo(f"{root}/npuc/{name}"), data)
+
+
+class _Sink(io.RawIOBase):
+    """Passes bytes on to a file and keeps its first error for later.
+
+    torch's C++ archive writer ends the whole process (std::terminate) when a write fails.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return 0  # torch rewinds for a reader; there is none
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
 
 
 def read(path: Path) -> Reference | None:

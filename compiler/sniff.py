@@ -10,7 +10,7 @@ from typing import BinaryIO, Literal
 
 from npuc import pickles
 from npuc.errors import LoadError
-from npuc.zips import open_zip, strip_root
+from npuc.zips import open_zip, refuse_damage, strip_root
 
 KindName = Literal[
     "module", "state-dict", "checkpoint", "torchscript", "pt2", "aoti", "safetensors", "onnx",
@@ -63,11 +63,11 @@ def _zip(path: Path) -> Kind:
     if foreign:
         return Kind("unknown", foreign)
     with open_zip(path) as archive:
+        if "manifest.json" in archive.namelist():
+            return _npuc(archive)
         root, names = strip_root(archive.namelist())
         found = frozenset(names)
         prefix = root + "/" if root else ""
-        if "manifest.json" in archive.namelist():
-            return _npuc(archive)
         if "archive_format" in found:
             return _export_archive(found, root)
         if "serialized_exported_program.json" in archive.namelist():
@@ -76,6 +76,7 @@ def _zip(path: Path) -> Kind:
         if "constants.pkl" in found and any(n.startswith("code/") for n in found):
             return Kind("torchscript", "a TorchScript program", root=root)
         if "data.pkl" in found:
+            refuse_damage(archive, path)
             info = archive.getinfo(prefix + "data.pkl")
             return _pickled(archive.read(info) if info.file_size < PICKLE_LIMIT else b"", root)
         what = f"a zip archive that holds no model ({', '.join(sorted(found)[:5])} …)"

@@ -1,6 +1,7 @@
 """Open zip archives that strangers wrote: nothing is inflated, shadowed or placed elsewhere."""
 
 import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,9 @@ MAX_MEMBERS = 1_000_000
 
 MAX_RATIO, MAX_INFLATED = 100, 2**28
 """TorchScript deflates its source text: about 3:1, and kilobytes. Deflate can reach 1032:1."""
+
+
+_AGAIN = "copy or download the file again; compare its size with the original's"
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
@@ -24,7 +28,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
         raise LoadError(
             f"{path}: a zip archive that is truncated or damaged ({error})",
-            hint="copy or download the file again; compare its size with the original's",
+            hint=_AGAIN,
         ) from error
     faults = _faults(archive, path.stat().st_size)
     if faults:
@@ -34,6 +38,16 @@ def open_zip(path: Path) -> zipfile.ZipFile:
             hint="no tool that writes models makes such a file; get it from a source you trust",
         )
     return archive
+
+
+def refuse_damage(archive: zipfile.ZipFile, path: Path) -> None:
+    """Read every member once and raise `LoadError` naming the first whose checksum is wrong."""
+    try:
+        bad = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise LoadError(f"{path}: damaged zip archive: {error}", hint=_AGAIN) from error
+    if bad is not None:
+        raise LoadError(f"{path}: damaged: the checksum of {bad!r} is wrong", hint=_AGAIN)
 
 
 def strip_root(names: list[str]) -> tuple[str, list[str]]:

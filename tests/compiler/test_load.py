@@ -456,11 +456,11 @@ def test_onnx_that_is_invalid_or_not_a_number(tmp_path: Path) -> None:
     model = onnx.load(path)
     model.graph.node[0].op_type = "NoSuchOperator"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(LoadError, match="not a valid ONNX model"):
+    with pytest.raises(LoadError, match="invalid ONNX: .*NoSuchOperator"):
         load(path)
     del model.graph.node[:], model.graph.output[:]
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(LoadError, match=r"no outputs|not a valid"):
+    with pytest.raises(LoadError, match=r"no outputs|invalid ONNX"):
         load(path)
 
 
