@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from npuc.targets.tvm import pointwise, schedule
 from npuc.targets.tvm.cpu_level import Level
 
 
@@ -20,11 +21,11 @@ def run(module: Any, level: Level) -> Any:
     module = Select(module, level).run()
     passes = [
         t.DeadCodeElimination(),
-        t.LegalizeOps(),
+        t.LegalizeOps(pointwise.legalizations()),
         t.AnnotateTIROpPattern(),
         t.FoldConstant(),
         t.FuseOps(),
         t.FuseTIR(),
         t.DeadCodeElimination(),
     ]
-    return tvm.transform.Sequential(passes)(module)
+    return schedule.run(tvm.transform.Sequential(passes)(module), level.lanes)

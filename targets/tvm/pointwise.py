@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from npuc.targets.tvm import vecmath
+from npuc.targets.tvm import markers, vecmath
 from npuc.targets.tvm.emit import cast, constant, lanes_of
 
 Operator = Callable[[Any, list[Any]], Any]
@@ -31,7 +31,8 @@ def _one(x: Any) -> Any:
 
 
 def _relu(call: Any, args: list[Any]) -> Any:
-    return _t().max(args[0], _zero(args[0]))
+    # Not a maximum: TVM's drops NaN.
+    return _t().Select(args[0] < _zero(args[0]), _zero(args[0]), args[0])
 
 
 def _leaky(call: Any, args: list[Any]) -> Any:
@@ -87,3 +88,42 @@ OPERATORS: Mapping[str, Operator] = {
     "relax.nn.silu": lambda call, a: vecmath.silu(a[0]),
 }
 """Operators of float32 whose result has the shape of their (broadcast) arguments."""
+
+
+SLOW = ("exp", "tanh", "erf", "sigmoid", "nn.gelu", "nn.gelu_tanh", "nn.silu")
+"""Operators that TVM would compute with a call of the C library per value."""
+
+
+def legalizations() -> dict[str, Any]:
+    """Return what `LegalizeOps` should use in place of TVM's own definitions."""
+    result = {f"relax.{name}": _legalize(f"relax.{name}") for name in SLOW}
+    return {**result, "relax.call_dps_packed": _legalize_marker}
+
+
+def _legalize(name: str) -> Any:
+    def legalize(bb: Any, call: Any) -> Any:
+        from tvm import ir, te
+
+        if str(call.ty.dtype.dtype) != "float32":
+            return ir.Op.get(name).get_attr("FLegalize")(bb, call)
+
+        def compute(x: Any) -> Any:
+            return te.compute(x.shape, lambda *i: OPERATORS[name](call, [x(*i)]))
+
+        return bb.call_te(compute, call.args[0], primfunc_name_hint=name.rpartition(".")[2])
+
+    return legalize
+
+
+def _legalize_marker(bb: Any, call: Any) -> Any:
+    from tvm import te
+
+    fmt = markers.rounding(call)
+    if fmt is None:
+        return call
+
+    def compute(x: Any) -> Any:
+        return te.compute(x.shape, lambda *i: vecmath.round_to(x(*i), *fmt))
+
+    hint = f"round_e{fmt[0]}m{fmt[1]}"
+    return bb.call_te(compute, markers.data_of(call), primfunc_name_hint=hint)

@@ -2,18 +2,28 @@
 
 from typing import Any
 
-from npuc.targets.tvm import convolution, product
+from npuc.targets.tvm import convolution, product, rows
 from npuc.targets.tvm.cpu_level import Level
 from npuc.targets.tvm.graph import Walk, bindings, key, operator, parts
 from npuc.targets.tvm.plan import Plan
-from npuc.targets.tvm.regions import Regions
+from npuc.targets.tvm.regions import Region, Regions
 
 PLANNERS = {
     "relax.nn.conv2d": convolution.plan,
     "relax.nn.conv2d_transpose": convolution.plan,
     "relax.matmul": product.plan,
+    "relax.nn.softmax": rows.softmax,
+    "relax.nn.log_softmax": rows.softmax,
+    "relax.nn.layer_norm": rows.layer_norm,
+    "relax.mean": rows.reduction,
+    "relax.sum": rows.reduction,
+    "relax.max": rows.reduction,
+    "relax.min": rows.reduction,
 }
 """Operator → (plan) → the same plan with its kernel written, or None to leave it to TVM."""
+
+ALONE = frozenset({"relax.mean", "relax.sum", "relax.max", "relax.min"})
+"""Operators whose kernels store their result as it is."""
 
 
 class Select(Walk):
@@ -37,7 +47,8 @@ class Select(Walk):
             planner = PLANNERS.get(operator(expr))
             if planner is None or at in taken:
                 continue
-            region = regions.grow(at, taken)
+            alone = operator(expr) in ALONE
+            region = Region((at,)) if alone else regions.grow(at, taken)
             plan = Plan(self.level, self._items, region, self._sources)
             if not planner(plan):
                 continue

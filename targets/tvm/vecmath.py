@@ -4,6 +4,7 @@ LLVM has no vector exp, tanh or erf and would call the C library for every lane.
 and infinities go where the function goes.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,8 +22,27 @@ def let(value: Any, body: Callable[[Any], Any]) -> Any:
     return t.Let(var, value, body(var))
 
 
+def bound(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Compute a function's argument once: an expression with a `let` inside may stand only once."""
+
+    @functools.wraps(function)
+    def wrapped(x: Any) -> Any:
+        return let(x, function)
+
+    return wrapped
+
+
 def _c(value: float, like: Any) -> Any:
     return constant(value, "float32", lanes_of(like))
+
+
+def is_nan(x: Any) -> Any:
+    """Whether a value is NaN, from its bits: a compiler may fold x != x."""
+    from tvm import tirx as t
+
+    lanes = lanes_of(x)
+    bits = t.reinterpret("uint32" if lanes == 1 else f"uint32x{lanes}", x)
+    return (bits & constant(0x7FFFFFFF, "uint32", lanes)) > constant(0x7F800000, "uint32", lanes)
 
 
 def _horner(x: Any, coefficients: Sequence[float]) -> Any:
@@ -35,6 +55,7 @@ def _horner(x: Any, coefficients: Sequence[float]) -> Any:
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 0.16666665459, 0.5)
 
 
+@bound
 def exp(x: Any) -> Any:
     """Return e^x within 2 units in the last place (Cephes expf: x = n·ln 2 + r, |r| ≤ ln 2 / 2).
 
@@ -71,9 +92,10 @@ def exp(x: Any) -> Any:
     zero, infinity = _c(0.0, x), _c(float("inf"), x)
     result = t.Select(x < _c(low, x), zero, result)
     result = t.Select(x > _c(high, x), infinity, result)
-    return t.Select(x != x, x, result)
+    return t.Select(is_nan(x), x, result)
 
 
+@bound
 def sigmoid(x: Any) -> Any:
     """Return 1 / (1 + e^-x)."""
     return _c(1.0, x) / (_c(1.0, x) + exp(_c(0.0, x) - x))
@@ -82,6 +104,7 @@ def sigmoid(x: Any) -> Any:
 _TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
 
 
+@bound
 def tanh(x: Any) -> Any:
     """Return tanh x (Cephes tanhf: a polynomial below 0.625, else 1 - 2 / (e^2|x| + 1))."""
     from tvm import tirx as t
@@ -90,10 +113,10 @@ def tanh(x: Any) -> Any:
         square = a * a
         small = _horner(square, _TANH) * square * x + x
         big = _c(1.0, x) - _c(2.0, x) / (exp(a + a) + _c(1.0, x))
-        signed = t.Select(x < _c(0.0, x), _c(0.0, x) - big, big)
+        signed = let(big, lambda b: t.Select(x < _c(0.0, x), _c(0.0, x) - b, b))
         return t.Select(a < _c(0.625, x), small, signed)
 
-    return t.Select(x != x, x, let(t.max(x, _c(0.0, x) - x), both))
+    return t.Select(is_nan(x), x, let(t.max(x, _c(0.0, x) - x), both))
 
 
 _ERF_P = (2.2905065861350646e-4, 3.4082910107109506e-3, 5.0955695062380861e-2,
@@ -102,6 +125,7 @@ _ERF_Q = (-1.1791602954361697e-7, 2.3547966471313185e-5, 1.0179625278914885e-3,
           1.4070470171167667e-2, 0.11098505178285362, 0.49746925110067538, 1.0)  # fmt: skip
 
 
+@bound
 def erf(x: Any) -> Any:
     """Return erf x as a rational x·P(x²)/Q(x²); beyond ±3.744 it is ±1 to half a unit."""
     from tvm import tirx as t
@@ -112,20 +136,26 @@ def erf(x: Any) -> Any:
     def ratio(y: Any) -> Any:
         return let(y * y, lambda z: y * _horner(z, _ERF_P) / _horner(z, _ERF_Q))
 
-    return t.Select(x != x, x, let(inside, ratio))
+    one = _c(1.0, x)
+    result = t.Select(x >= _c(bound, x), one, let(inside, ratio))
+    result = t.Select(x <= _c(-bound, x), _c(0.0, x) - one, result)
+    return t.Select(is_nan(x), x, result)
 
 
+@bound
 def gelu(x: Any) -> Any:
     """Return x·Φ(x) = x/2·(1 + erf(x/√2))."""
     return _c(0.5, x) * x * (_c(1.0, x) + erf(x * _c(0.7071067811865476, x)))
 
 
+@bound
 def gelu_tanh(x: Any) -> Any:
     """Return the tanh form of GELU: x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))."""
     inner = _c(0.7978845608028654, x) * (x + _c(0.044715, x) * x * x * x)
     return _c(0.5, x) * x * (_c(1.0, x) + tanh(inner))
 
 
+@bound
 def silu(x: Any) -> Any:
     """Return x·sigmoid(x)."""
     return x * sigmoid(x)
