@@ -33,19 +33,25 @@ def standard(dims: Mapping[str, int]) -> tuple[Pass, ...]:
 
 def catalogue() -> Mapping[str, type[Pass]]:
     """Return every pass npuc has by name, in alphabetical order."""
+    from npuc.passes.decompose_rnn import DecomposeRnn
     from npuc.passes.drop_unused import DropUnused
     from npuc.passes.fix_shapes import FixShapes
     from npuc.passes.fold_batchnorm import FoldBatchNorm
     from npuc.passes.fold_constants import FoldConstants
+    from npuc.passes.lower_opset import LowerOpset
     from npuc.passes.quantize import Quantize
+    from npuc.passes.round_floats import RoundFloats
     from npuc.passes.simplify import Simplify
 
     every: tuple[type[Pass], ...] = (
+        DecomposeRnn,
         DropUnused,
         FixShapes,
         FoldBatchNorm,
         FoldConstants,
+        LowerOpset,
         Quantize,
+        RoundFloats,
         Simplify,
     )
-    return {item.name: item for item in sorted(every, key=lambda item: item.name)}
+    return {item.name: item for item in every}

@@ -8,8 +8,9 @@ import onnx_ir as ir
 
 from npuc.errors import PassError
 from npuc.passes.base import Pass, Result
-from npuc.passes.graphs import Names, constant, drop_if_unused, infer_shapes, label
-from npuc.passes.recurrent import GATES, Builder, Cell, Steps
+from npuc.passes.builder import Builder
+from npuc.passes.graphs import Names, constant, infer_shapes, label
+from npuc.passes.recurrent import GATES, Cell, Steps
 from npuc.profile import Profile
 from npuc.program import Refusal
 
@@ -127,7 +128,7 @@ def _unroll(node: ir.Node, names: Names) -> None:
         # Y [steps, directions, batch, hidden] and states [directions, batch, hidden].
         outputs[0] = _transpose(build, outputs[0], (2, 0, 1, 3))
         outputs[1:] = [_swap(build, state) for state in outputs[1:]]
-    _replace(node, build, outputs)
+    build.replace(node, outputs)
 
 
 def _direction(
@@ -188,21 +189,4 @@ def _swap(build: Builder, value: ir.Value) -> ir.Value:
 
 
 def _transpose(build: Builder, value: ir.Value, order: tuple[int, ...]) -> ir.Value:
-    output = build.op("Transpose", value)
-    node = build.nodes[-1]
-    node.attributes["perm"] = ir.AttrInt64s("perm", order)
-    return output
-
-
-def _replace(node: ir.Node, build: Builder, outputs: list[ir.Value]) -> None:
-    """Put the new nodes in the old one's place; its outputs keep their names."""
-    assert node.graph is not None
-    node.graph.insert_before(node, build.nodes)
-    inputs = [value for value in node.inputs if value is not None]
-    for old, new in zip(node.outputs, outputs, strict=False):
-        if old.uses() or old.is_graph_output():
-            new.name, new.shape, new.type = old.name, old.shape, old.type
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
-    node.graph.remove(node, safe=True)
-    for value in dict.fromkeys(inputs):
-        drop_if_unused(value)
+    return build.op("Transpose", value, perm=order)

@@ -1,49 +1,15 @@
 """One time step of each recurrent operator, written in primitive ONNX operators."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from npuc.passes.graphs import Names, initializer
+from npuc.passes.builder import Builder
 
 Array = np.ndarray[Any, Any]
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-
-
-class Builder:
-    """Collects new nodes under one name prefix; constants become initializers at once."""
-
-    def __init__(self, graph: ir.Graph, names: Names, prefix: str) -> None:
-        self.nodes: list[ir.Node] = []
-        self._graph, self._names, self._prefix = graph, names, prefix
-
-    def op(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
-        """Append a node with one output and integer attributes."""
-        return self._node(op_type, inputs, 1, attributes)[0]
-
-    def split(self, value: ir.Value, parts: int, size: int, axis: int) -> Sequence[ir.Value]:
-        """Cut a value into equal parts along an axis; one part is the value itself."""
-        if parts == 1:
-            return [value]
-        sizes = self.constant("split", np.full(parts, size, np.int64))
-        return self._node("Split", (value, sizes), parts, {"axis": axis})
-
-    def constant(self, name: str, array: Array) -> ir.Value:
-        """Add an initializer."""
-        free = self._names.new(f"{self._prefix}_{name}")
-        return initializer(self._graph, free, np.ascontiguousarray(array))
-
-    def _node(
-        self, op_type: str, inputs: Sequence[ir.Value], outputs: int, attributes: dict[str, int]
-    ) -> Sequence[ir.Value]:
-        names = [self._names.new(f"{self._prefix}_{op_type.lower()}") for _ in range(outputs)]
-        values = [ir.Value(name=name) for name in names]
-        attrs = [ir.AttrInt64(key, value) for key, value in attributes.items()]
-        self.nodes.append(ir.Node("", op_type, inputs, attrs, outputs=values, name=names[0]))
-        return values
 
 
 @dataclass(frozen=True, slots=True)
