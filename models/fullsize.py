@@ -16,7 +16,7 @@ from npuc.models.mobilenet import mobilenet_v2
 from npuc.models.resnet import resnet18, resnet50
 from npuc.models.vit import vit_base
 
-_BUILD: dict[str, Callable[[], nn.Module]] = {
+BUILD: dict[str, Callable[[], nn.Module]] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
     "mobilenet-v2": mobilenet_v2,
@@ -31,7 +31,7 @@ def module(name: str) -> nn.Module:
     """Build a model in eval mode; the same weights every time, but for rounding."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        built = _BUILD[name]()
+        built = BUILD[name]()
         for part in built.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out")
