@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from npuc.capture import Captured
     from npuc.load import Loaded
 
-__all__ = ["Floor", "Reference", "from_module", "from_program", "of"]
+__all__ = ["Floor", "Reference", "check", "from_module", "from_program", "of", "record", "run"]
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ def of(
     `samples` given by the user replace recorded ones only where there are none recorded;
     without either, seeded random inputs are used and the fingerprint says so.
     """
-    if loaded.reference is not None:
-        return loaded.reference
+    recorded: Any = loaded.reference
+    if isinstance(recorded, Reference):
+        return recorded
     if loaded.program is not None:
         return from_program(program, samples, calibration)
     return from_module(loaded, samples, calibration)
@@ -109,12 +110,11 @@ def record(
 def run(captured: "Captured", sample: Tensors) -> dict[str, np.ndarray[Any, Any]]:
     """Answer one call natively, on the device the module is on."""
     import torch
+    from torch.utils import _pytree as pytree
 
     args, kwargs = captured.signature.call(sample)
     device = _device(captured.native)
-    args, kwargs = torch.utils._pytree.tree_map_only(
-        torch.Tensor, lambda t: t.to(device), (args, kwargs)
-    )
+    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), (args, kwargs))
     with torch.no_grad():
         return captured.signature.results(captured.native(*args, **kwargs))
 

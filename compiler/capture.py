@@ -39,7 +39,7 @@ class Captured:
     @property
     def in_args(self) -> int:
         """How many positional arguments a call has."""
-        return int(self.program.call_spec.in_spec.child(0).num_children)
+        return int(self.signature.in_spec.child(0).num_children)
 
 
 def capture(

@@ -91,6 +91,7 @@ def _run_double(
     module: "torch.nn.Module", captured: "Captured", sample: Tensors
 ) -> dict[str, np.ndarray[Any, Any]]:
     import torch
+    from torch.utils import _pytree as pytree
 
     args, kwargs = captured.signature.call(sample)
     first = next(iter((*module.parameters(), *module.buffers())), torch.empty(0))
@@ -99,7 +100,7 @@ def _run_double(
         tensor = tensor.to(first.device)
         return tensor.double() if tensor.is_floating_point() else tensor
 
-    args, kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, widen, (args, kwargs))
+    args, kwargs = pytree.tree_map_only(torch.Tensor, widen, (args, kwargs))
     with torch.no_grad(), torch.autocast(first.device.type, enabled=False):
         return captured.signature.results(module(*args, **kwargs))
 
@@ -107,6 +108,7 @@ def _run_double(
 def _double(module: "torch.nn.Module") -> "torch.nn.Module":
     """Copy a module to float64; in a captured graph the dtypes written into it as well."""
     import torch
+    from torch.fx.node import map_aggregate
 
     module = copy.deepcopy(module).double()
     if isinstance(module, torch.fx.GraphModule):
@@ -118,8 +120,8 @@ def _double(module: "torch.nn.Module") -> "torch.nn.Module":
         for part in module.modules():
             if isinstance(part, torch.fx.GraphModule):
                 for node in part.graph.nodes:
-                    node.args = torch.fx.node.map_aggregate(node.args, widen)
-                    node.kwargs = torch.fx.node.map_aggregate(node.kwargs, widen)
+                    node.args = map_aggregate(node.args, widen)
+                    node.kwargs = map_aggregate(node.kwargs, widen)
                 part.recompile()
             for name, value in list(vars(part).items()):
                 if isinstance(value, torch.Tensor) and value.dtype in narrow:

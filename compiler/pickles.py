@@ -229,7 +229,7 @@ class _Machine:
     def _binpersid(self, _: Any) -> None:
         key = self.stack.pop()
         # Before torch 1.6 a class was written as ("module", class, file, source).
-        old = isinstance(key, tuple) and key[:1] == ("module",) and len(key) > 1
+        old = isinstance(key, tuple) and len(key) == 4 and key[0] == "module"
         self.stack.append(key[1] if old else Made("persistent", key))
 
     def _next_buffer(self, _: Any) -> None:

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -120,7 +120,7 @@ def write(captured: Captured, reference: Reference, path: Path) -> None:
         with part.open("wb") as file:
             sink = _Sink(file)
             with quiet():
-                torch.export.save(captured.program, sink)
+                torch.export.save(captured.program, cast(IO[bytes], sink))
             if sink.error is not None:
                 raise sink.error
         with zipfile.ZipFile(part, "a", zipfile.ZIP_STORED) as archive:

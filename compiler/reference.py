@@ -1,4 +1,4 @@
-"""The original's answers: computed here, recorded where it was trained, and read back."""
+"""The original's answers: recorded where it was trained, or computed here."""
 
 from npuc.answers import Floor, Reference, check, from_module, from_program, of
 from npuc.record import read, record, save

@@ -5,6 +5,7 @@ import sys
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import npuc
 
@@ -13,6 +14,7 @@ data, target = load_digits(return_X_y=True)
 images = torch.tensor(data, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
 labels = torch.tensor(target)
 train, test = slice(0, 1400), slice(1400, None)
+batches = DataLoader(TensorDataset(images[train], labels[train]), 128, shuffle=True)
 
 model = nn.Sequential(
     nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
@@ -21,9 +23,9 @@ model = nn.Sequential(
 )  # fmt: skip
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 for _ in range(40):
-    for rows in torch.randperm(1400).split(128):
+    for x, y in batches:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images[train][rows]), labels[train][rows]).backward()
+        nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 model.eval()
@@ -33,6 +35,6 @@ with torch.no_grad():
 path = sys.argv[1] if len(sys.argv) > 1 else "digits.pt"
 npuc.save(
     model, images[:1], path,
-    calibration=images[train][:64].split(1), samples=images[test][:32].split(1),
+    calibration=images[train][:64], samples=images[test][:32],
 )  # fmt: skip
 print(f"saved {path}; next: npuc compile {path} --target atom")
