@@ -189,7 +189,7 @@ _REMEDIES = (
     (
         r"Constraints violated|tracing inferred a static|not all values .* valid|specialized",
         "a dimension declared dynamic is fixed by the model's code",
-        "leave that axis out of dynamic_shapes (or declare it Dim.AUTO)",
+        "leave that axis out of dynamic_shapes (torch fixes the sequence length of RNNs)",
     ),
     (
         r"not a known type|register a pytree|Unsupported input type|Cannot associate shape",
@@ -228,7 +228,9 @@ def explain(error: BaseException, module: object = None) -> ExportError:
             break
     place = _user_line(error, text)
     first = next((line for line in str(error).splitlines() if line.strip()), "")
+    fixed = re.findall(r"You marked (\S+) as dynamic but .*? constant \((\d+)\)", text)
     lines = [reason + (f" at {place}" if place else ""), f"{type(error).__name__}: {first[:300]}"]
+    lines += [f"{name} is fixed at {size}" for name, size in dict.fromkeys(fixed)]
     return ExportError("\n  ".join(lines), hint=hint)
 
 

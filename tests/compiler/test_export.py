@@ -242,6 +242,7 @@ def test_a_fixed_dimension_declared_dynamic() -> None:
     module = Fn(lambda m, x: x.reshape(2, 9))
     with pytest.raises(ExportError, match="fixed by the model's code") as caught:
         _program(module, torch.rand(6, 3), shapes={"x": {0: "batch"}})
+    assert "batch is fixed at 6" in caught.value.message
     assert "dynamic_shapes" in caught.value.hint
 
 
