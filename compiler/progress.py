@@ -1,5 +1,6 @@
 """Say what is going on: a bar on a terminal, one line per stage elsewhere. Writes to stderr."""
 
+import os
 import sys
 from typing import Protocol, TextIO
 
@@ -86,4 +87,5 @@ def reporter(quiet: bool = False, stream: TextIO | None = None) -> Progress:
     if quiet:
         return Silent()
     where: TextIO = sys.stderr if stream is None else stream
-    return Bar(where) if where.isatty() else Lines(where)
+    moves = where.isatty() and os.environ.get("TERM") != "dumb"
+    return Bar(where) if moves else Lines(where)

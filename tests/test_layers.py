@@ -11,16 +11,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = (
-    ("errors archive jsonable progress quiet text"),
-    ("program profile atomic outputs members manifest pickles zips sniff pt2 hazards"),
-    ("metrics runners inputs onnx_file signature"),
-    ("passes"),
-    ("observers thresholds calibrate capture torchscript weights calls floors answers record")
-    + (" reference samples stored artifact models"),
-    ("targets"),
-    ("plugins load export"),
-    ("pipeline validate report execute look"),
-    ("doctor listing console cli __main__"),
+    "errors archive jsonable progress quiet text",
+    "program profile atomic outputs members manifest pickles zips sniff pt2 hazards",
+    "metrics runners inputs onnx_file signature",
+    "passes",
+    "observers thresholds calibrate capture torchscript weights calls floors answers record "
+    "reference samples stored artifact models",
+    "targets",
+    "plugins load export policy",
+    "originals pipeline validate report execute look",
+    "doctor listing console cli __main__",
 )
 """Lowest first. A package stands for all its modules; a new module must be placed here."""
 
