@@ -3,7 +3,7 @@
 Memory is a fixed number of bins per tensor, whatever the number of samples. The bins of a tensor
 span [-R, R) with R a power of two, which doubles (merging bins in pairs) when a larger value
 comes. Doubling merges bins exactly, so the final histogram does not depend on the order of the
-samples.
+samples (but for negative values 2^100 times smaller than the largest, which may count as zero).
 """
 
 from typing import Any

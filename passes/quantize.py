@@ -108,7 +108,8 @@ class _Editor:
             channels = _per_channel(bias, site)
             if channels is None or weight is None:
                 continue
-            floor = np.abs(channels.astype(np.float64)) / (float(data) * codes.BIAS_LIMIT)
+            step = float(data) * float(_ratio(site.node))
+            floor = np.abs(channels.astype(np.float64)) / (step * codes.BIAS_LIMIT)
             if site.axis is None:
                 floor = floor.max()
             elif site.groups > 1:
