@@ -3,7 +3,12 @@
 import re
 from typing import Any
 
-_ROUND = re.compile(r"ai\.npuc\.RoundTo_e(\d+)m(\d+)")
+_ROUND = re.compile(r"RoundTo_e(\d+)m(\d+)")
+
+
+def is_rounding(name: str) -> bool:
+    """Whether an operator of npuc's domain is a float rounding, as ``RoundTo_e8m7``."""
+    return _ROUND.fullmatch(name) is not None
 
 
 def mark(name: str, data: Any) -> Any:
@@ -26,5 +31,5 @@ def data_of(expr: Any) -> Any:
 
 def rounding(expr: Any) -> tuple[int, int] | None:
     """Return (exponent, mantissa) bits of a float rounding, or None for another expression."""
-    match = _ROUND.fullmatch(name_of(expr))
+    match = _ROUND.fullmatch(name_of(expr).removeprefix("ai.npuc."))
     return (int(match[1]), int(match[2])) if match else None

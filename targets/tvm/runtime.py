@@ -9,7 +9,7 @@ import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,42 +26,90 @@ ALIGNMENT = 64
 Array = np.ndarray[Any, Any]
 
 
-class TvmRunner:
-    """A compiled library. One instance runs one call at a time."""
+class _Part(Protocol):
+    outputs: tuple[Port, ...]
 
-    def __init__(self, library: bytes, inputs: tuple[Port, ...], outputs: tuple[Port, ...]):
-        self.name = "tvm"
-        self._outputs = outputs
-        self._inputs = tuple((p, _aligned(p)) for p in inputs)
-        self._main = _open(library)["main"]
+    def __call__(self, values: Tensors) -> list[Array]: ...
+
+
+class SegmentRunner:
+    """Runs a program's segments in order. One instance runs one call at a time."""
+
+    def __init__(self, parts: Sequence[_Part], program: Program, name: str):
+        self.name = name
+        self._parts = parts
+        self._program = program
 
     def __call__(self, inputs: Tensors) -> dict[str, Array]:
         """Run one call; raises `ParityError` where an input's shape is not the compiled one."""
+        values = {p.name: np.asarray(inputs[p.name], p.dtype) for p in self._program.inputs}
+        for port in self._program.inputs:
+            if values[port.name].shape != port.shape:
+                raise ParityError(f"input {port} was given shape {values[port.name].shape}")
+        for part in self._parts:
+            results = part(values)
+            values.update({p.name: r for p, r in zip(part.outputs, results, strict=True)})
+        return {p.name: values[p.name] for p in self._program.outputs}
+
+
+class _Library:
+    """A segment compiled by TVM."""
+
+    def __init__(self, library: bytes, inputs: tuple[Port, ...], outputs: tuple[Port, ...]):
+        self.outputs = outputs
+        self._inputs = tuple((p, _aligned(p)) for p in inputs)
+        self._main = _open(library)["main"]
+
+    def __call__(self, values: Tensors) -> list[Array]:
         import tvm_ffi
 
         for port, buffer in self._inputs:
-            value = np.asarray(inputs[port.name], port.dtype)
-            if value.shape != buffer.shape:
-                raise ParityError(f"input {port} was given shape {value.shape}")
-            buffer[...] = value
+            buffer[...] = values[port.name]
         result = self._main(*(tvm_ffi.from_dlpack(buffer) for _, buffer in self._inputs))
-        values = [result] if isinstance(result, tvm_ffi.Tensor) else list(result)
-        return {
-            port.name: np.array(np.from_dlpack(value))
-            for port, value in zip(self._outputs, values, strict=True)
-        }
+        tensors = [result] if isinstance(result, tvm_ffi.Tensor) else list(result)
+        return [np.array(np.from_dlpack(tensor)) for tensor in tensors]
+
+
+class _Session:
+    """A segment run by ONNX Runtime."""
+
+    def __init__(self, model: bytes, inputs: tuple[Port, ...], outputs: tuple[Port, ...]):
+        import onnxruntime as ort
+
+        self.outputs = outputs
+        self._inputs = inputs
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads()
+        self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, values: Tensors) -> list[Array]:
+        feed = {p.name: np.ascontiguousarray(values[p.name], p.dtype) for p in self._inputs}
+        return list(self._session.run([p.name for p in self.outputs], feed))
 
 
 def load(files: Mapping[str, bytes], program: Program) -> Runner:
     """Return a runner over an artifact's members; see `npuc.targets.tvm.load`."""
-    missing = sorted({LIBRARY, INDEX} - set(files))
+    if INDEX not in files:
+        raise ArtifactError(f"the artifact has no {INDEX}")
+    index = json.loads(files[INDEX])
+    missing = sorted({entry["file"] for entry in index["segments"]} - set(files))
     if missing:
         raise ArtifactError(f"the artifact has no {', '.join(missing)}")
-    index = json.loads(files[INDEX])
     fault = host_fault(index["arch"], index["requires"])
     if fault is not None:
         raise fault
-    return TvmRunner(files[LIBRARY], program.inputs, program.outputs)
+    parts = [_part(files[entry["file"]], entry) for entry in index["segments"]]
+    places = dict.fromkeys(entry["place"] for entry in index["segments"])
+    return SegmentRunner(parts, program, "+".join(places))
+
+
+def _part(data: bytes, entry: Mapping[str, Any]) -> _Part:
+    inputs, outputs = (
+        tuple(Port(name, dtype, tuple(shape)) for name, dtype, shape in entry[side])
+        for side in ("inputs", "outputs")
+    )
+    return (_Library if entry["place"] == "tvm" else _Session)(data, inputs, outputs)
 
 
 def host_fault(arch: str, requires: Sequence[str]) -> ToolchainError | None:
@@ -70,7 +118,7 @@ def host_fault(arch: str, requires: Sequence[str]) -> ToolchainError | None:
     if machine != arch:
         return ToolchainError(
             f"compiled for {arch}, and this machine is {machine}",
-            hint=f"run it on a {arch} machine, or compile with --cpu native",
+            hint=f"run it on an {arch} machine, or compile with --cpu native",
         )
     missing = sorted(set(requires) - host_flags())
     if missing:
@@ -81,10 +129,16 @@ def host_fault(arch: str, requires: Sequence[str]) -> ToolchainError | None:
     return None
 
 
+def threads() -> int:
+    """Return how many threads to compute with: OMP_NUM_THREADS, else the CPUs this process has."""
+    wanted = os.environ.get("TVM_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS")
+    return int(wanted) if wanted else len(os.sched_getaffinity(0))
+
+
 def _aligned(port: Port) -> Array:
     shape = tuple(int(d) for d in port.shape)
     dtype = np.dtype(port.dtype)
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
@@ -108,8 +162,10 @@ def _open(library: bytes) -> Any:
 
 @functools.cache
 def _runtime() -> ctypes.CDLL:
-    # Pinned workers collapse to a tenth of the speed when anything else uses their core.
+    # Pinned workers collapse to a tenth of the speed when anything else uses their core, and TVM
+    # takes half the CPUs for hyperthreads. Both are read once, when its threads start.
     os.environ.setdefault("TVM_BIND_THREADS", "0")
+    os.environ.setdefault("TVM_NUM_THREADS", str(threads()))
     spec = importlib.util.find_spec("tvm")
     if spec is None or not spec.submodule_search_locations:
         raise ToolchainError("apache-tvm is not installed", hint="pip install apache-tvm")
