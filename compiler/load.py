@@ -104,7 +104,8 @@ def load(
             from npuc.weights import build
 
             module = build(path, kind, model, model_path)
-            return _from_module(module, kind.name, path.name, specs, eval_mode or True, path)
+            # Weights carry no mode, and a factory builds for training: evaluation is meant.
+            return _from_module(module, kind.name, path.name, specs, True, path)
         case "module":
             return _from_module(
                 _unpickle(path, kind, trust_pickle, model_path),
