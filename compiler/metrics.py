@@ -19,9 +19,9 @@ class Difference:
 
     `max_abs`, `rms` are in the output's own unit; `sqnr_db` is 10·log10(Σref²/Σerr²) and infinite
     where the two are equal; `cosine` is over the flattened output; `agreement` is the share of
-    rows whose top choice along the last axis is the same up to ties (None where that has no
-    meaning: integer outputs, or a last axis of one). `fault` is set where no number can excuse
-    the difference: another shape, another dtype kind, NaN or Inf on one side.
+    rows whose top choice along the last axis is the same up to ties (None for a last axis of
+    one), and for integers and booleans the share of equal values. `fault` is set where no number
+    can excuse the difference: another shape, another dtype kind, NaN or Inf on one side.
     """
 
     output: str
@@ -34,6 +34,7 @@ class Difference:
     agreement: float | None
     rows: int
     fault: str = ""
+    integer: bool = False
 
 
 def differences(
@@ -60,6 +61,7 @@ def _one(
 ) -> Difference:
     total = peak = error = worst = relative = dot = power = 0.0
     agree = rows = 0
+    integer = reference[0].dtype.kind in "biu"
     for ref, got in zip(reference, candidate, strict=True):
         fault = _fault(ref, got)
         if fault:
@@ -74,9 +76,11 @@ def _one(
         peak = max(peak, float(np.abs(a).max(initial=0.0)))
         scale = np.maximum(np.abs(a), np.finfo(np.float32).tiny)
         relative = max(relative, float((gap / scale).max(initial=0.0)))
-        if has_choice(ref):
-            hits, count = _agreement(ref, got, ties)
-            agree, rows = agree + hits, rows + count
+        if integer:
+            agree, rows = agree + int((ref == got).sum()), rows + ref.size
+        elif has_choice(ref):
+            hits, size = _agreement(ref, got, ties)
+            agree, rows = agree + hits, rows + size
     count = sum(int(r.size) for r in reference)
     if count == 0:
         return _broken(name, "the output is empty: nothing was compared")
@@ -90,6 +94,7 @@ def _one(
         cosine=1.0 if error == 0 else dot / math.sqrt(total * power) if total * power > 0 else 0.0,
         agreement=agree / rows if rows else None,
         rows=rows,
+        integer=integer,
     )
 
 

@@ -11,12 +11,13 @@ def artifact_paths(source: str, targets: Sequence[str], output: Path | None) -> 
     """Return where the artifact for each target goes.
 
     Without `output` that is ``<stem>.<target>.npuc`` in the current folder; an existing folder
-    takes the same names. Raises `UsageError` where `output`
-    names one file for several targets.
+    takes the same names. An artifact that is finished for its own target becomes
+    ``<stem>.<target>.vendor.npuc``. Raises `UsageError` where `output` names one file for
+    several targets.
     """
     # A zoo name has no suffix to drop, and its colon has no place in a file name.
     stem = source.removeprefix("zoo:") if source.startswith("zoo:") else Path(source).stem
-    named = tuple(f"{stem}.{target}.npuc" for target in targets)
+    named = tuple(_named(source, stem, target) for target in targets)
     if output is None:
         return tuple(map(Path, named))
     if output.is_dir():
@@ -27,6 +28,12 @@ def artifact_paths(source: str, targets: Sequence[str], output: Path | None) -> 
             hint="give -o an existing folder, or compile for one target at a time",
         )
     return (output,)
+
+
+def _named(source: str, stem: str, target: str) -> str:
+    if source.endswith(".npuc"):
+        return f"{stem.removesuffix(f'.{target}')}.{target}.vendor.npuc"
+    return f"{stem}.{target}.npuc"
 
 
 def probe(path: Path) -> None:

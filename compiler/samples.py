@@ -121,18 +121,29 @@ class Rebatched:
 
     def __call__(self, inputs: Tensors) -> Tensors:
         """Run one call; raises `ParityError` where it cannot be split into the fixed shapes."""
+        symbol, _ = self._split(inputs)
+        if not symbol:
+            return self.runner(inputs)
+        answers = [self.runner(part) for part in self.parts(inputs, inputs)]
+        return {port.name: _join(answers, port, symbol) for port in self.dynamic.outputs}
+
+    def parts(self, inputs: Tensors, tensors: Tensors) -> list[Tensors]:
+        """Cut the inputs or outputs of one call into calls of the fixed shapes."""
+        symbol, size = self._split(inputs)
+        if not symbol:
+            return [tensors]
+        step = self.bound[symbol]
+        ports = [p for p in (*self.dynamic.inputs, *self.dynamic.outputs) if p.name in tensors]
+        return [_part(tensors, ports, symbol, start, step) for start in range(0, size, step)]
+
+    def _split(self, inputs: Tensors) -> tuple[str, int]:
+        """Return the dimension along which a call must be cut, and its size; "" for none."""
         sizes = sizes_of(inputs, self.dynamic)
         other = [s for s, fixed in self.bound.items() if sizes[s] != fixed]
         if not other:
-            return self.runner(inputs)
-        symbol = other[0]
-        step = self.bound[symbol]
-        self._refuse(sizes, other, step)
-        parts = [
-            self.runner(_part(inputs, self.dynamic, symbol, start, step))
-            for start in range(0, sizes[symbol], step)
-        ]
-        return {port.name: _join(parts, port, symbol) for port in self.dynamic.outputs}
+            return "", 0
+        self._refuse(sizes, other, self.bound[other[0]])
+        return other[0], sizes[other[0]]
 
     def _refuse(self, sizes: Mapping[str, int], other: list[str], step: int) -> None:
         symbol = other[0]
@@ -153,13 +164,14 @@ class Rebatched:
             )
 
 
-def _part(inputs: Tensors, program: Program, symbol: str, start: int, step: int) -> Tensors:
-    return {
-        p.name: np.ascontiguousarray(inputs[p.name][start : start + step])
-        if _axes(p, symbol)
-        else inputs[p.name]
-        for p in program.inputs
-    }
+def _part(tensors: Tensors, ports: Sequence[Port], symbol: str, start: int, step: int) -> Tensors:
+    part = {}
+    for port in ports:
+        array = tensors[port.name]
+        for axis in _axes(port, symbol):
+            array = np.take(array, range(start, start + step), axis=axis)
+        part[port.name] = np.ascontiguousarray(array).reshape(array.shape)
+    return part
 
 
 def _join(parts: Sequence[Tensors], port: Port, symbol: str) -> Array:

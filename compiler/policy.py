@@ -1,0 +1,105 @@
+"""What must hold between two answers, and why that much."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from npuc.floors import Floor
+from npuc.metrics import Difference
+
+NOISE_FACTOR = 8.0
+"""Two float32 programs that compute the same function each lie about one noise floor from the
+exact answer, on either side of it: a factor 2. The floor is a maximum over few values, and sums in
+another order (blocked, fused, unrolled) carry a few times more or less rounding: a factor 4."""
+
+SHARE = 0.25
+"""Lowering a program with rounded tensors may flip roundings that lie on a tie, and no more: it
+may add a quarter of the error power that the rounding itself had brought (-6 dB)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Limits for the difference of two answers; `text` is what a table shows, `reason` its why.
+
+    `max_abs` holds per output, in the output's unit. `sqnr_db` and `cosine` hold for every float
+    output; `equal` is the share of values that must be equal in outputs of integers.
+    """
+
+    text: str
+    reason: str
+    max_abs: Mapping[str, float] = field(default_factory=dict)
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    equal: float | None = None
+
+    def faults(self, differences: Iterable[Difference]) -> tuple[str, ...]:
+        """Say for every output by how much it misses the bar; () where all hold."""
+        return tuple(f"{d.output}: {why}" for d in differences for why in self._faults(d))
+
+    def _faults(self, found: Difference) -> Iterable[str]:
+        if found.fault:
+            yield found.fault
+            return
+        limit = self.max_abs.get(found.output)
+        if limit is not None and not found.max_abs <= limit:
+            yield (
+                f"max abs {found.max_abs:.3g} > {limit:.3g} "
+                f"({found.max_abs / limit if limit else float('inf'):.3g} times the bar)"
+            )
+        if found.integer:
+            share = found.agreement if found.agreement is not None else 0.0
+            if self.equal is not None and not share >= self.equal:
+                yield f"{share:.1%} of its values are equal < {self.equal:.1%}"
+            return
+        if self.sqnr_db is not None and not found.sqnr_db >= self.sqnr_db:
+            yield f"SQNR {found.sqnr_db:.1f} dB < {self.sqnr_db:.1f} dB"
+        if self.cosine is not None and not found.cosine >= self.cosine:
+            yield f"cosine {found.cosine:.5f} < {self.cosine}"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The bars of a run. `sqnr_db` and `cosine` are for what quantization and rounding may cost.
+
+    The default of 20 dB lets the error have a tenth of the answer's own magnitude. Healthy int8
+    networks stay above it; a wrong scale, axis or zero point falls far below.
+    """
+
+    sqnr_db: float = 20.0
+    cosine: float = 0.99
+    equal: float = 0.9
+    noise_factor: float = NOISE_FACTOR
+
+    def noise(self, floor: Mapping[str, Floor]) -> Bar:
+        """Return the bar for steps that should change nothing: the original's own rounding."""
+        eps = float(np.finfo(np.float32).eps)
+        limits = {n: self.noise_factor * max(f.max_abs, eps * f.peak) for n, f in floor.items()}
+        return Bar(
+            f"{self.noise_factor:g}x noise floor",
+            "the original's distance from its own float64 run, and one float32 rounding at least",
+            limits,
+        )
+
+    def loss(self) -> Bar:
+        """Return the bar for what quantization and rounding may cost against the original."""
+        return Bar(
+            f"SQNR >= {self.sqnr_db:g} dB",
+            "the policy's limit on what precision may cost",
+            sqnr_db=self.sqnr_db,
+            cosine=self.cosine,
+            equal=self.equal,
+        )
+
+    def lowering(self, rounded: Iterable[Difference], floor: Mapping[str, Floor]) -> Bar:
+        """Return the bar for lowering a rounded program, given its own distance from the original.
+
+        An output that rounding moved by less than the noise floor is held to the floor.
+        """
+        eps = float(np.finfo(np.float32).eps)
+        worst = {d.output: d.max_abs for d in rounded}
+        limits = {
+            n: max(self.noise_factor * max(f.max_abs, eps * f.peak), SHARE**0.5 * worst.get(n, 0.0))
+            for n, f in floor.items()
+        }
+        return Bar("half the rounding's own error", "lowering may flip ties, no more", limits)

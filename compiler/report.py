@@ -1,0 +1,168 @@
+"""What was compared with what, by how much it differs, and whether that is good enough."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from npuc.errors import ParityError
+from npuc.metrics import Difference
+from npuc.policy import Bar
+
+SCHEMA = "npuc-report-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One stage: its distance from the original, and the comparison it was held to.
+
+    `original` is against the original's answers, `step` against the stage before (empty where
+    that is the original). `held` names which of the two the bar applies to. `faults` are the
+    ways it misses the bar; `state` is "ok", "failed", "rolled back" or "shown" (no bar applies).
+    """
+
+    stage: str
+    state: str
+    original: tuple[Difference, ...]
+    step: tuple[Difference, ...] = ()
+    held: str = "original"
+    bar: Bar | None = None
+    faults: tuple[str, ...] = ()
+    calls: int = 0
+    sizes: int = 1
+    changes: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Parity of one artifact, stage by stage. `evidence` grades what the last rows rest on."""
+
+    model: str
+    target: str
+    precision: str
+    evidence: str
+    vendor: str
+    reference: str
+    rows: tuple[Row, ...]
+    assumed: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    dims: Mapping[str, int] = field(default_factory=dict)
+    placement: Mapping[str, str] = field(default_factory=dict)
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> tuple[Row, ...]:
+        """Rows that miss their bar; rolled back steps are no failure."""
+        return tuple(row for row in self.rows if row.state == "failed")
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was compared and every bar held."""
+        return bool(self.rows) and not self.failures
+
+    @property
+    def exit_code(self) -> int:
+        """0, or the exit code of a parity failure."""
+        return 0 if self.passed else ParityError.exit_code
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report in JSON types (`SCHEMA`); every number that the table rounds."""
+        from npuc.jsonable import plain
+
+        data = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {"schema": SCHEMA, "passed": self.passed, **{k: plain(v) for k, v in data.items()}}
+
+    def table(self) -> str:
+        """Return the report as plain text."""
+        head = f"{self.model} → {self.target} ({self.precision})"
+        evidence = f"evidence: {self.evidence}" + (f"; {self.vendor}" if self.vendor else "")
+        lines = _aligned([_HEADER, *(_cells(row) for row in self.rows)])
+        lines.insert(1, "-" * max(map(len, lines)))
+        about = [head, f"reference: {self.reference}", *_dims(self.dims), evidence, "", *lines]
+        about += ["", *(f"note: {note}" for note in self.notes)]
+        about += [f"assumed: {name}: {text}" for name, text in self.assumed.items()]
+        for row in self.rows:
+            about += [
+                f"{row.state}: {row.stage}: {text}" for text in (*row.faults, row.note) if text
+            ]
+        return "\n".join([*about, *self._verdict()])
+
+    def _verdict(self) -> list[str]:
+        if self.passed:
+            return ["PASSED: every step answers like the original, within its bar"]
+        names = ", ".join(row.stage for row in self.failures) or "nothing was compared"
+        first = self.failures[0] if self.failures else None
+        return [f"FAILED: {names}", *([f"→ {_remedy(first)}"] if first else [])]
+
+
+def _remedy(row: Row) -> str:
+    if row.bar is not None and row.bar.sqnr_db is not None:
+        return (
+            "try --observer entropy or mse, more --calibration data, --skip NODE for the worst "
+            "layers, or --precision float"
+        )
+    return "report this with the artifact: a step that should keep the answer did not"
+
+
+_HEADER = ("step", "SQNR dB", "max abs", "cosine", "agree", "held to", "verdict")
+_NUMBERS = range(1, 5)
+
+
+def _aligned(cells: Sequence[tuple[str, ...]]) -> list[str]:
+    """Pad columns; numbers are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if at in _NUMBERS else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def _worst(values: Sequence[float]) -> float:
+    """Return the largest; NaN, which stands for a fault, is worse than any number."""
+    return max(values, key=lambda value: math.inf if math.isnan(value) else value)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    bar = row.bar.text + (" of the step before" if row.held == "step" else "") if row.bar else "-"
+    if not row.original:
+        return (row.stage, "-", "-", "-", "-", bar, row.state)
+    worst = min(row.original, key=lambda d: -math.inf if math.isnan(d.sqnr_db) else d.sqnr_db)
+    agreements = [d.agreement for d in row.original if d.agreement is not None]
+    state = {"ok": "ok", "failed": "FAILED"}.get(row.state, row.state)
+    if row.changes == 0 and row.state == "ok":
+        state = "ok (no change)"
+    return (
+        row.stage,
+        "exact" if worst.sqnr_db == math.inf else f"{worst.sqnr_db:.1f}",
+        f"{_worst([d.max_abs for d in row.original]):.2e}",
+        f"{min(d.cosine for d in row.original):.6f}",
+        f"{min(agreements):.1%}" if agreements else "-",
+        bar,
+        state,
+    )  # fmt: skip
+
+
+def _dims(dims: Mapping[str, int]) -> Sequence[str]:
+    return [f"shapes: {', '.join(f'{k}={v}' for k, v in dims.items())}"] if dims else []
+
+
+def describe(fingerprint: Mapping[str, Any]) -> str:
+    """Say in one line what a reference is and how it was computed."""
+    device = fingerprint.get("device", "unknown device")
+    versions = [
+        f"{k} {fingerprint[k]}" for k in ("torch", "onnxruntime", "cuda") if fingerprint.get(k)
+    ]
+    switches = [
+        name
+        for name, on in (
+            ("TF32", device != "cpu" and fingerprint.get("tf32_matmul")),
+            ("autocast", fingerprint.get("autocast")),
+        )
+        if on
+    ]
+    about = ", ".join([str(device), *versions, *(f"{s} on" for s in switches)])
+    return f"{fingerprint.get('inputs', 'unknown inputs')} ({about})"

@@ -1,0 +1,171 @@
+"""Check every step against the one before and against the original, on real inputs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from npuc import samples as sampling
+from npuc.answers import Reference
+from npuc.errors import ParityError
+from npuc.metrics import Difference, differences
+from npuc.passes.base import Pass
+from npuc.policy import Bar, Policy
+from npuc.program import Program, Tensors
+from npuc.progress import Progress
+from npuc.report import Row
+from npuc.runners import OnnxRunner
+from npuc.targets.base import Runner
+
+CALLS = 8
+"""Recorded calls that every pass is checked on; the last stages are checked on all of them."""
+
+
+@dataclass
+class Validator:
+    """Collects the report's rows. `watch` is the hook of `npuc.passes.run`.
+
+    `exported` is the program with its dynamic dimensions: recorded calls fit its ports. Later
+    programs of fixed shapes are run on parts of a call where their batch is smaller.
+    """
+
+    exported: Program
+    reference: Reference
+    policy: Policy
+    progress: Progress
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    groups: list[list[Tensors]] = field(default_factory=list)
+    _settled_rows: int = 0
+    _settled_steps: int = 0
+    _last: tuple[Program, list[list[Tensors]]] | None = None
+
+    def fork(self) -> "Validator":
+        """Return a validator that goes on from here for one of several targets."""
+        return replace(self, rows=list(self.rows), notes=list(self.notes))
+
+    @property
+    def ties(self) -> float:
+        """Two choices closer than this are one: what rounding alone may move."""
+        return max((2 * f.max_abs for f in self.reference.floor.values()), default=0.0)
+
+    def watch(self, item: Pass, before: Program, after: Program) -> None:
+        """Compare the programs around a pass; raises `ParityError` where an exact one moved."""
+        self.progress.stage(f"check {item.name}")
+        old = self._answers(before)
+        same = before.serialized() is not None and before.serialized() == after.serialized()
+        new = old if same else self._run(OnnxRunner(after, item.name), after)
+        step = differences(_flat(old[: len(new)]), _flat(new), self.ties)
+        original = self._original(new[0])
+        bar = self.policy.noise(self.reference.floor) if item.exact else self.policy.loss()
+        faults = bar.faults(step if item.exact else original)
+        if faults and item.exact:
+            raise ParityError(
+                f"{item.name} changed the answer:\n  " + "\n  ".join(faults),
+                hint=f"the bar is {bar.text}: {bar.reason}",
+            )
+        self._last = (after, new)
+        self.rows.append(
+            Row(
+                item.name, "failed" if faults else "ok", original, step,
+                held="step" if item.exact else "original", bar=bar, faults=faults,
+                calls=len(_flat(new)), sizes=len(new), changes=after.steps[-1].changes,
+            )
+        )  # fmt: skip
+
+    def settle(self, program: Program) -> None:
+        """Put rows for steps that were undone in their place among those that `watch` added."""
+        added = iter(self.rows[self._settled_rows :])
+        steps = program.steps[self._settled_steps :]
+        rows = [
+            Row(s.name, "rolled back", (), note=" ".join(s.rolled_back.split()))
+            if s.rolled_back
+            else next(added)
+            for s in steps
+        ]
+        self.rows[self._settled_rows :] = rows
+        self._settled_rows, self._settled_steps = len(self.rows), len(program.steps)
+
+    def export(self, native: Callable[[Tensors], Tensors] | None) -> None:
+        """Compare the exported program with the original's own answers, at every size.
+
+        `native` runs the original here, for sizes that were not recorded; without it the
+        exported program is the original. A size the original itself refuses is left out.
+        """
+        self.progress.stage("check export")
+        recorded, *others = sampling.variants(self.reference.samples[:CALLS], self.exported)
+        runner = OnnxRunner(self.exported, "exported")
+        self.groups = [recorded]
+        got = [self.answers(runner, self.exported, recorded)]
+        faults: list[str] = []
+        bar = self.policy.noise(self.reference.floor)
+        for group in others:
+            try:
+                expected = [native(call) if native else runner(call) for call in group]
+            except Exception as error:  # anyone's forward(): whatever it raises means "not this"
+                shapes = ", ".join(f"{k} {v.shape}" for k, v in group[0].items())
+                self.notes.append(f"not checked at {shapes}: the original fails there: {error}")
+                continue
+            answers: list[Tensors] = [runner(call) for call in group]
+            faults += bar.faults(differences(expected, answers, self.ties))
+            self.groups.append(group)
+            got.append(answers)
+        self._last = (self.exported, got)
+        self.add("exported", got[0], bar)
+        row = self.rows.pop()
+        faults = [*row.faults, *(f"at another size: {f}" for f in faults)]
+        state = "failed" if faults else "ok"
+        self.rows.append(replace(row, state=state, faults=tuple(faults), sizes=len(got)))
+        self._settled_rows = len(self.rows)
+
+    def add(
+        self, stage: str, answers: Sequence[Tensors], bar: Bar | None, note: str = ""
+    ) -> tuple[Difference, ...]:
+        """Add a row for answers to the recorded calls, held against the original's."""
+        original = self._original(answers)
+        faults = bar.faults(original) if bar else ()
+        state = "failed" if faults else "ok" if bar else "shown"
+        row = Row(stage, state, original, bar=bar, faults=faults, calls=len(answers), note=note)
+        self.rows.append(row)
+        return original
+
+    def artifact(self, runner: Runner, final: Program, loss: bool) -> None:
+        """Compare what was lowered with the program it came from, and with the original.
+
+        `loss` says whether anything before was rounded; if not, noise is all that is allowed.
+        """
+        self.progress.stage("check artifact")
+        calls = self.reference.samples
+        oracle = self.answers(OnnxRunner(final, "program"), final, calls)
+        got = self.answers(runner, final, calls)
+        noise = self.policy.noise(self.reference.floor)
+        step = differences(oracle, got, self.ties)
+        rounded = self._original(oracle)
+        lowering = self.policy.lowering(rounded, self.reference.floor) if loss else noise
+        faults = lowering.faults(step)
+        self.rows.append(
+            Row("lowered", "failed" if faults else "ok", self._original(got), step, "step",
+                lowering, faults, calls=len(calls))
+        )  # fmt: skip
+        self.add("artifact", got, self.policy.loss() if loss else noise)
+
+    def answers(self, runner: Runner, program: Program, calls: Sequence[Tensors]) -> list[Tensors]:
+        """Run recorded calls, in parts where the program's batch is smaller."""
+        fitted = sampling.Rebatched(runner, program, self.exported)
+        return [fitted(call) for call in calls]
+
+    def _original(self, answers: Sequence[Tensors]) -> tuple[Difference, ...]:
+        expected = self.reference.outputs[: len(answers)]
+        return differences(expected, answers, self.ties)
+
+    def _answers(self, program: Program) -> list[list[Tensors]]:
+        if self._last is None or self._last[0].model is not program.model:
+            self._last = (program, self._run(OnnxRunner(program, "before"), program))
+        return self._last[1]
+
+    def _run(self, runner: Runner, program: Program) -> list[list[Tensors]]:
+        """Answer the recorded calls, and while the program has dynamic dimensions other sizes."""
+        groups = self.groups if program.symbols else self.groups[:1]
+        return [self.answers(runner, program, group) for group in groups]
+
+
+def _flat(groups: list[list[Tensors]]) -> list[Tensors]:
+    return [call for group in groups for call in group]
