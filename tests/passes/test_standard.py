@@ -142,7 +142,7 @@ def networks(draw: st.DrawFn) -> onnx.ModelProto:
         else:
             emit(op, source)
     outs = [values[-1], *draw(st.lists(st.sampled_from(values[1:]), max_size=1))]
-    shape = ["N", 4, 6, 6]
+    shape: list[int | str | None] = ["N", 4, 6, 6]
     graph = helper.make_graph(
         nodes,
         "g",
