@@ -91,6 +91,15 @@ def grid_mode(node: ir.Node, build: Builder) -> str:
     return ""
 
 
+def empty_inputs(node: ir.Node, build: Builder) -> str:
+    """Give Resize an empty region and empty scales where opset 11 may not leave them out."""
+    node.resize_inputs(max(len(node.inputs), 3))
+    for index, name in ((1, "roi"), (2, "scales")):
+        if node.inputs[index] is None:
+            node.replace_input_with(index, build.constant(name, np.zeros(0, np.float32)))
+    return ""
+
+
 def layer_norm(node: ir.Node, build: Builder) -> str:
     """y = (x - mean) / √(mean((x - mean)²) + ε) · scale + b."""
     x, scale = node.inputs[0], node.inputs[1]
@@ -157,6 +166,7 @@ CHANGED: Mapping[str, tuple[tuple[int, Rewrite], ...]] = {
     "Hardmax": ((13, last_axis),),
     "AveragePool": ((19, no_ceil),),
     "GridSample": ((20, grid_mode),),
+    "Resize": ((13, empty_inputs),),
 }
 """Operator → (opset that changed it, how to undo that change), newest first."""
 MISSING: Mapping[str, Rewrite] = {

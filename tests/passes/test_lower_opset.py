@@ -65,7 +65,13 @@ LOWERED = {
     "AveragePool": (X + "{ y = AveragePool<kernel_shape=[2,2]>(x) }", 11, ["AveragePool"]),
     "Resize": (
         X + '<float[4] s = {1, 1, 2, 2}>{ y = Resize<mode="nearest", antialias=0>(x, , s) }',
-        13,
+        11,
+        ["Resize"],
+    ),
+    "Resize to sizes": (
+        X.replace("N,4", "1,4")
+        + '<int64[4] s = {1, 4, 9, 5}> { y = Resize<mode="linear">(x, , , s) }',
+        11,
         ["Resize"],
     ),
     "Cast": (X + "{ h = Cast<to=7>(x) y = Cast<to=1>(h) }", 11, ["Cast", "Cast"]),

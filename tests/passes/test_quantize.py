@@ -33,7 +33,8 @@ def weight_scale(w: Array, axes: tuple[int, ...]) -> Array:
 
 
 def answer(program: Program, x: Array) -> Array:
-    return OnnxRunner(program)({program.inputs[0].name: x})["y"]
+    found: Array = OnnxRunner(program)({program.inputs[0].name: x})["y"]
+    return found
 
 
 def constants(program: Program) -> dict[str, Array]:
@@ -418,6 +419,8 @@ def test_onnxruntime_fuses_it_into_integer_kernels(
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(tmp_path / "fused.onnx")
     options.log_severity_level = 4
-    ort.InferenceSession(after.serialized(), options, providers=["CPUExecutionProvider"])
+    proto = after.serialized()
+    assert proto is not None
+    ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node]
     assert "QLinearConv" in kinds and "Relu" not in kinds
