@@ -86,13 +86,13 @@ def write_digits() -> None:
     """Rewrite the digits from scikit-learn."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    pixels, labels = load_digits(return_X_y=True)
     arrays = {
-        "images": digits.images.astype(np.uint8),
-        "labels": digits.target.astype(np.uint8),
+        "images": np.asarray(pixels, np.uint8).reshape(-1, 8, 8),
+        "labels": np.asarray(labels, np.uint8),
     }
     note = "Optical Recognition of Handwritten Digits (E. Alpaydin, C. Kaynak; UCI), test set"
-    _write(DIGITS, arrays, {"source": f"{note}, as in scikit-learn", "licence": "CC BY 4.0"})
+    _write(DIGITS, arrays, f"{note}, as in scikit-learn; licence CC BY 4.0")
 
 
 def write_topics() -> None:
@@ -105,11 +105,11 @@ def write_topics() -> None:
         for name in TOPIC_NAMES
     }
     source = f"pydoc_data.topics of Python {python_version()}, (c) Python Software Foundation"
-    _write(TOPICS, arrays, {"source": source, "licence": "PSF-2.0"})
+    _write(TOPICS, arrays, f"{source}; licence PSF-2.0")
 
 
-def _write(path: Path, arrays: dict[str, NDArray[np.uint8]], about: dict[str, str]) -> None:
-    save_file(arrays, path, about)
+def _write(path: Path, arrays: dict[str, NDArray[np.uint8]], about: str) -> None:
+    save_file(arrays, path, {"about": about})  # one key: several come in random order
     path.chmod(0o644)  # safetensors writes files that only their owner may read
 
 

@@ -1,11 +1,13 @@
 """A bidirectional LSTM that reads an image row by row, as a recogniser of speech reads frames."""
 
-import torch
 from torch import Tensor, nn
 
 
 class RowLSTM(nn.Module):
-    """Rows (N, steps, features) → class logits (N, classes), from the last state each way."""
+    """Rows (N, steps, features) → class logits (N, classes): each step votes, the mean decides.
+
+    Any number of steps is taken.
+    """
 
     def __init__(self, features: int, hidden: int, classes: int) -> None:
         super().__init__()
@@ -13,9 +15,9 @@ class RowLSTM(nn.Module):
         self.head = nn.Linear(2 * hidden, classes)
 
     def forward(self, rows: Tensor) -> Tensor:
-        _, (last, _) = self.lstm(rows)
-        logits: Tensor = self.head(torch.cat([last[0], last[1]], dim=1))
-        return logits
+        steps, _ = self.lstm(rows)
+        votes: Tensor = self.head(steps)
+        return votes.mean(dim=1)
 
 
 def digits_lstm() -> RowLSTM:

@@ -34,6 +34,7 @@ def fit(recipe: Recipe, steps: int | None = None) -> tuple[nn.Module, list[float
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _pace(i, total))
         losses: list[float] = []
+        order = torch.empty(0, dtype=torch.long)
         module.train()
         while len(losses) < (total if steps is None else min(steps, total)):
             if len(losses) % per_epoch == 0:

@@ -34,7 +34,7 @@ class ZooModel:
         """Return a new module in eval mode; consumes nothing of torch's random state."""
         from npuc.models import shelf
 
-        return shelf.module(self)
+        return shelf.module(self.name)
 
     def example(self) -> "tuple[Tensor, ...]":
         """Return the inputs of one call at batch 1: the first held-out sample."""
@@ -47,13 +47,13 @@ class ZooModel:
         """
         from npuc.models import shelf
 
-        return shelf.calls(self, n, held_out=True)
+        return shelf.calls(self.name, n, held_out=True)
 
     def calibration(self, n: int) -> "list[tuple[Tensor, ...]]":
         """Return n samples of the training set, disjoint from `samples`, batch 1 each."""
         from npuc.models import shelf
 
-        return shelf.calls(self, n, held_out=False)
+        return shelf.calls(self.name, n, held_out=False)
 
     def labels(self, n: int) -> "Tensor":
         """Return the truth for `samples(n)`, int64, first dimension n.
@@ -64,7 +64,7 @@ class ZooModel:
         """
         from npuc.models import shelf
 
-        return shelf.labels(self, n)
+        return shelf.labels(self.name, n)
 
 
 _IMAGE = ("image",)
