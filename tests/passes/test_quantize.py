@@ -25,7 +25,8 @@ def fake(
 ) -> Array:
     """Quantize and dequantize in float32, ties to even: the ONNX operators' definition."""
     codes = np.clip(np.rint(x / scale) + F32(zero), F32(low), F32(high))
-    return np.asarray((codes - F32(zero)) * scale, F32)
+    real: Array = ((codes - F32(zero)) * scale).astype(F32)
+    return real
 
 
 def weight_scale(w: Array, axes: tuple[int, ...]) -> Array:
