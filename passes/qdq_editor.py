@@ -24,9 +24,9 @@ class Editor:
         self.scheme = scheme
         self.affine: dict[str, codes.Affine] = {}
         self._names = Names(model)
-        self._floors: dict[tuple[int, int | None], Array] = {}
+        self._floors: dict[tuple[ir.Value, int | None], Array] = {}
         self._activations: dict[str, ir.Value] = {}
-        self._weights: dict[tuple[int, int | None], tuple[ir.Value, Array]] = {}
+        self._weights: dict[tuple[ir.Value, int | None], tuple[ir.Value, Array]] = {}
 
     def plan_weights(self, planned: list[Site]) -> None:
         """Find how large each weight's scales must be for all biases that depend on them."""
@@ -44,7 +44,7 @@ class Editor:
                 floor = floor.max()
             elif site.groups > 1:
                 floor = floor.reshape(site.groups, -1).max(axis=0)
-            key = (id(weight), site.axis)
+            key = (weight, site.axis)
             self._floors[key] = np.maximum(self._floors.get(key, np.zeros(())), floor)
 
     def edit(self, site: Site) -> list[Refusal]:
@@ -97,7 +97,7 @@ class Editor:
         return real
 
     def _weight(self, value: ir.Value, site: Site) -> tuple[ir.Value, Array]:
-        key = (id(value), site.axis)
+        key = (value, site.axis)
         if key in self._weights:
             return self._weights[key]
         array, name = constant(value), value.name or "weight"

@@ -25,17 +25,16 @@ def fake(
 ) -> Array:
     """Quantize and dequantize in float32, ties to even: the ONNX operators' definition."""
     codes = np.clip(np.rint(x / scale) + F32(zero), F32(low), F32(high))
-    real: Array = ((codes - F32(zero)) * scale).astype(F32)
-    return real
+    return np.asarray((codes - F32(zero)) * scale, F32)
 
 
 def weight_scale(w: Array, axes: tuple[int, ...]) -> Array:
-    return (np.abs(w).max(axis=axes, keepdims=True).astype(np.float64) / 127).astype(F32)
+    peak: Array = np.abs(w).max(axis=axes, keepdims=True)
+    return np.asarray(peak.astype(np.float64) / 127, F32)
 
 
 def answer(program: Program, x: Array) -> Array:
-    found: Array = OnnxRunner(program)({program.inputs[0].name: x})["y"]
-    return found
+    return OnnxRunner(program)({program.inputs[0].name: x})["y"]
 
 
 def constants(program: Program) -> dict[str, Array]:
