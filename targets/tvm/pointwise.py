@@ -96,8 +96,7 @@ SLOW = ("exp", "tanh", "erf", "sigmoid", "nn.gelu", "nn.gelu_tanh", "nn.silu")
 
 def legalizations() -> dict[str, Any]:
     """Return what `LegalizeOps` should use in place of TVM's own definitions."""
-    result = {f"relax.{name}": _legalize(f"relax.{name}") for name in SLOW}
-    return {**result, "relax.call_dps_packed": _legalize_marker}
+    return {f"relax.{name}": _legalize(f"relax.{name}") for name in SLOW}
 
 
 def _legalize(name: str) -> Any:
@@ -115,12 +114,13 @@ def _legalize(name: str) -> Any:
     return legalize
 
 
-def _legalize_marker(bb: Any, call: Any) -> Any:
+def marker(bb: Any, call: Any) -> Any:
+    """Return the kernel call that a float rounding stands for, or None for anything else."""
     from tvm import te
 
     fmt = markers.rounding(call)
     if fmt is None:
-        return call
+        return None
 
     def compute(x: Any) -> Any:
         return te.compute(x.shape, lambda *i: vecmath.round_to(x(*i), *fmt))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from npuc.targets.tvm import convolution, product, rows
+from npuc.targets.tvm import convolution, pointwise, product, rows
 from npuc.targets.tvm.cpu_level import Level
 from npuc.targets.tvm.graph import Walk, bindings, key, operator, parts
 from npuc.targets.tvm.plan import Plan
@@ -62,4 +62,10 @@ class Select(Walk):
         if at in self._inner:
             return
         plan = self._plans.get(at)
-        self.bind(var, plan.emit(self) if plan is not None else self.emit(self.substitute(expr)))
+        if plan is not None:
+            self.bind(var, plan.emit(self))
+            return
+        call = self.substitute(expr)
+        # LegalizeOps passes calls of packed functions by: what is left of npuc's own ends here.
+        kernel = pointwise.marker(self.bb, call)
+        self.bind(var, self.emit(call if kernel is None else kernel))
