@@ -76,7 +76,7 @@ class Policy:
         eps = float(np.finfo(np.float32).eps)
         limits = {n: self.noise_factor * max(f.max_abs, eps * f.peak) for n, f in floor.items()}
         return Bar(
-            f"{self.noise_factor:g}x noise floor",
+            f"{self.noise_factor:g}x noise",
             "the original's distance from its own float64 run, and one float32 rounding at least",
             limits,
         )
@@ -84,7 +84,7 @@ class Policy:
     def loss(self) -> Bar:
         """Return the bar for what quantization and rounding may cost against the original."""
         return Bar(
-            f"SQNR >= {self.sqnr_db:g} dB",
+            f"SQNR >= {self.sqnr_db:g} dB of original",
             "the policy's limit on what precision may cost",
             sqnr_db=self.sqnr_db,
             cosine=self.cosine,
@@ -102,4 +102,6 @@ class Policy:
             n: max(self.noise_factor * max(f.max_abs, eps * f.peak), SHARE**0.5 * worst.get(n, 0.0))
             for n, f in floor.items()
         }
-        return Bar("half the rounding's own error", "lowering may flip ties, no more", limits)
+        return Bar(
+            "half the loss so far", "lowering may flip ties of the rounding, no more", limits
+        )

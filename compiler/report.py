@@ -17,8 +17,9 @@ class Row:
     """One stage: its distance from the original, and the comparison it was held to.
 
     `original` is against the original's answers, `step` against the stage before (empty where
-    that is the original). `held` names which of the two the bar applies to. `faults` are the
-    ways it misses the bar; `state` is "ok", "failed", "rolled back" or "shown" (no bar applies).
+    that is the original). `held` is "original", "step" or "both": the artifact is held to `bar`
+    against the original, and against its program to what lowering may do (`Policy.lowering`).
+    `faults` are the ways it misses the bar; `state` is "ok", "failed", "rolled back" or "shown" (no bar applies).
     """
 
     stage: str
@@ -107,6 +108,7 @@ def _remedy(row: Row) -> str:
 
 _HEADER = ("step", "SQNR dB", "max abs", "cosine", "agree", "held to", "verdict")
 _NUMBERS = range(1, 5)
+_HELD = {"step": " of step before", "both": " and its program"}
 
 
 def _aligned(cells: Sequence[tuple[str, ...]]) -> list[str]:
@@ -127,7 +129,7 @@ def _worst(values: Sequence[float]) -> float:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    bar = row.bar.text + (" of the step before" if row.held == "step" else "") if row.bar else "-"
+    bar = row.bar.text + _HELD.get(row.held, "") if row.bar else "-"
     if not row.original:
         return (row.stage, "-", "-", "-", "-", bar, row.state)
     worst = min(row.original, key=lambda d: -math.inf if math.isnan(d.sqnr_db) else d.sqnr_db)

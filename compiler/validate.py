@@ -134,18 +134,19 @@ class Validator:
         """
         self.progress.stage("check artifact")
         calls = self.reference.samples
-        oracle = self.answers(OnnxRunner(final, "program"), final, calls)
+        program = self.answers(OnnxRunner(final, "program"), final, calls)
         got = self.answers(runner, final, calls)
-        noise = self.policy.noise(self.reference.floor)
-        step = differences(oracle, got, self.ties)
-        rounded = self._original(oracle)
-        lowering = self.policy.lowering(rounded, self.reference.floor) if loss else noise
-        faults = lowering.faults(step)
-        self.rows.append(
-            Row("lowered", "failed" if faults else "ok", self._original(got), step, "step",
-                lowering, faults, calls=len(calls))
-        )  # fmt: skip
-        self.add("artifact", got, self.policy.loss() if loss else noise)
+        floor = self.reference.floor
+        step, original = differences(program, got, self.ties), self._original(got)
+        noise = self.policy.noise(floor)
+        lowering = self.policy.lowering(self._original(program), floor) if loss else noise
+        bar = self.policy.loss() if loss else noise
+        faults = (
+            *bar.faults(original),
+            *(f"against its program: {f} ({lowering.reason})" for f in lowering.faults(step)),
+        )
+        state = "failed" if faults else "ok"
+        self.rows.append(Row("artifact", state, original, step, "both", bar, faults, len(calls)))
 
     def answers(self, runner: Runner, program: Program, calls: Sequence[Tensors]) -> list[Tensors]:
         """Run recorded calls, in parts where the program's batch is smaller."""
