@@ -163,7 +163,6 @@ def environment(device: "torch.device") -> dict[str, Any]:
         "autocast": str(torch.get_autocast_dtype(device.type))
         if torch.is_autocast_enabled(device.type)
         else None,
-        "seed": torch.initial_seed(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "python": sys.version.split()[0],

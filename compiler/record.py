@@ -13,7 +13,7 @@ import os
 import random
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -65,9 +65,20 @@ def save(
         chosen = tuple(as_samples(samples, captured, example, "samples")) or (example,)
         data = tuple(as_samples(calibration, captured, example, "calibration")) or chosen
         what = "recorded by npuc.save"
-        reference = record_reference(captured, chosen, data, what)
+        reference = _seeded(record_reference(captured, chosen, data, what))
         write(captured, reference, Path(path))
     return reference
+
+
+def _seeded(reference: Reference) -> Reference:
+    """Note torch's seed, which the training script may have set.
+
+    Only here: in a process that sets none it is drawn at random, and a compile would not give
+    the same bytes twice.
+    """
+    import torch
+
+    return replace(reference, fingerprint={**reference.fingerprint, "seed": torch.initial_seed()})
 
 
 def record(
