@@ -19,7 +19,8 @@ class Row:
     `original` is against the original's answers, `step` against the stage before (empty where
     that is the original). `held` is "original", "step" or "both": the artifact is held to `bar`
     against the original, and against its program to what lowering may do (`Policy.lowering`).
-    `faults` are the ways it misses the bar; `state` is "ok", "failed", "rolled back" or "shown" (no bar applies).
+    `faults` are the ways it misses the bar; `state` is "ok", "failed", "rolled back", or "shown"
+    where no bar applies.
     """
 
     stage: str
