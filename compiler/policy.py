@@ -23,7 +23,8 @@ class Bar:
     """Limits for the difference of two answers; `text` is what a table shows, `reason` its why.
 
     `max_abs` holds per output, in the output's unit. `sqnr_db` and `cosine` hold for every float
-    output; `equal` is the share of values that must be equal in outputs of integers.
+    output; `equal` is the share of values that must be equal in outputs of integers, and `still`
+    names those that may not move at all if they hold integers.
     """
 
     text: str
@@ -32,6 +33,7 @@ class Bar:
     sqnr_db: float | None = None
     cosine: float | None = None
     equal: float | None = None
+    still: frozenset[str] = frozenset()
 
     def faults(self, differences: Iterable[Difference]) -> tuple[str, ...]:
         """Say for every output by how much it misses the bar; () where all hold."""
@@ -49,8 +51,9 @@ class Bar:
             )
         if found.integer:
             share = found.agreement if found.agreement is not None else 0.0
-            if self.equal is not None and not share >= self.equal:
-                yield f"{share:.1%} of its values are equal < {self.equal:.1%}"
+            least = 1.0 if found.output in self.still else self.equal
+            if least is not None and not share >= least:
+                yield f"{share:.3%} of its values are equal < {least:.1%}"
             return
         if self.sqnr_db is not None and not found.sqnr_db >= self.sqnr_db:
             yield f"SQNR {found.sqnr_db:.1f} dB < {self.sqnr_db:.1f} dB"
@@ -79,6 +82,8 @@ class Policy:
             f"{self.noise_factor:g}x noise",
             "the original's distance from its own float64 run, and one float32 rounding at least",
             limits,
+            equal=self.equal,
+            still=_still(floor),
         )
 
     def loss(self) -> Bar:
@@ -103,5 +108,11 @@ class Policy:
             for n, f in floor.items()
         }
         return Bar(
-            "half the loss so far", "lowering may flip ties of the rounding, no more", limits
-        )
+            "half the loss so far", "lowering may flip ties of the rounding, no more", limits,
+            equal=self.equal,
+        )  # fmt: skip
+
+
+def _still(floor: Mapping[str, Floor]) -> frozenset[str]:
+    """Name the outputs that rounding does not move: integers among them have no noise at all."""
+    return frozenset(name for name, found in floor.items() if found.max_abs == 0)

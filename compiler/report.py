@@ -61,7 +61,7 @@ class Report:
     @property
     def passed(self) -> bool:
         """Whether something was compared and every bar held."""
-        return bool(self.rows) and not self.failures
+        return any(row.state == "ok" for row in self.rows) and not self.failures
 
     @property
     def exit_code(self) -> int:
@@ -142,7 +142,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.stage,
         "exact" if worst.sqnr_db == math.inf else f"{worst.sqnr_db:.1f}",
         f"{_worst([d.max_abs for d in row.original]):.2e}",
-        f"{min(d.cosine for d in row.original):.6f}",
+        f"{-_worst([-d.cosine for d in row.original]):.6f}",
         f"{min(agreements):.1%}" if agreements else "-",
         bar,
         state,
