@@ -11,6 +11,9 @@ from npuc.policy import Bar
 
 SCHEMA = "npuc-report-1"
 
+LOWERED = "against its program: "
+"""How a fault begins that lowering is to blame for, not what came before it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -99,7 +102,8 @@ class Report:
 
 
 def _remedy(row: Row) -> str:
-    if row.bar is not None and row.bar.sqnr_db is not None:
+    lowered = any(fault.startswith(LOWERED) for fault in row.faults)
+    if not lowered and row.bar is not None and row.bar.sqnr_db is not None:
         return (
             "try --observer entropy or mse, more --calibration data, --skip NODE for the worst "
             "layers, or --precision float"
