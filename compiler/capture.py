@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from npuc.errors import ExportError
+from npuc.grown import grown
 from npuc.hazards import refuse
 from npuc.quiet import quiet
 from npuc.signature import Signature
@@ -104,24 +105,34 @@ def _export(
 
     Dimensions of one name are first declared equal. Where torch finds that they are not, or
     that they depend on each other, each is left to its inference.
+
+    An example of size 1 in a dynamic dimension is traced at a larger one, where forward takes
+    that; the program keeps the user's example.
     """
     import torch
     from torch.fx.experimental import _config
 
+    from npuc.rnn_shapes import rnn_shapes
+
+    larger = grown(module, args, kwargs, dynamic_shapes)
+    ways = ((True, False), (False, False), (True, True))
+    tries = [(larger, way) for way in ways[:2]] if larger else []
     first: Exception | None = None
-    for equal, strict in ((True, False), (False, False), (True, True)):
+    for call, (equal, strict) in (*tries, *(((args, kwargs), way) for way in ways)):
         shapes, names = _shapes(dynamic_shapes, module, equal)
         if not shapes and not equal:
             continue
         try:
             # Sizes 0 and 1 in the example must not be baked in (torch.onnx sets the same flag).
-            with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            with _config.patch(backed_size_oblivious=True), rnn_shapes():  # type: ignore[attr-defined]
                 program = torch.export.export(
-                    module, args, kwargs or None, dynamic_shapes=shapes, strict=strict
+                    module, call[0], call[1] or None, dynamic_shapes=shapes, strict=strict
                 )
+            program.example_inputs = (args, kwargs)
             return program, names
         except Exception as error:  # torch raises many types; the user's code may raise any
-            first = first or error
+            if call is not larger:  # what it says of other sizes would be a riddle
+                first = first or error
     assert first is not None
     raise explain(first, module) from first
 
@@ -189,7 +200,7 @@ _REMEDIES = (
     (
         r"Constraints violated|tracing inferred a static|not all values .* valid|specialized",
         "a dimension declared dynamic is fixed by the model's code",
-        "leave that axis out of dynamic_shapes (torch fixes the sequence length of RNNs)",
+        "leave that axis out of dynamic_shapes (a loop over an axis fixes its length)",
     ),
     (
         r"not a known type|register a pytree|Unsupported input type|Cannot associate shape",

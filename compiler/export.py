@@ -48,7 +48,9 @@ def export(loaded: Loaded, *, opset: int = OPSET, eval_mode: bool = False) -> Pr
 def _to_onnx(captured: Captured, opset: int) -> ir.Model:
     import torch
 
-    with torch.no_grad(), quiet():
+    from npuc.rnn_shapes import rnn_shapes
+
+    with torch.no_grad(), quiet(), rnn_shapes():
         try:
             exported = torch.onnx.export(
                 captured.program, dynamo=True, opset_version=opset, optimize=True, verbose=False

@@ -16,7 +16,8 @@ class ZooModel:
 
     `task` is classification, segmentation, detection, language or embedding. `input_names` are
     the parameters of the module's forward, in order. Trained models carry committed weights and
-    real samples; the others have seeded random weights and synthetic samples.
+    real samples; the others have seeded random weights and synthetic samples. `time` is the axis
+    along which the model takes any number of steps, None where it takes one number only.
     """
 
     name: str
@@ -24,11 +25,13 @@ class ZooModel:
     task: str
     input_names: tuple[str, ...]
     trained: bool
+    time: int | None = None
 
     @property
     def dynamic_shapes(self) -> dict[str, dict[int, str]]:
-        """The dynamic dimensions by input, as torch.export takes them: only the batch."""
-        return {name: {0: "batch"} for name in self.input_names}
+        """The dynamic dimensions by input, as torch.export takes them: the batch, and `time`."""
+        axes = {0: "batch"} | ({} if self.time is None else {self.time: "time"})
+        return {name: axes for name in self.input_names}
 
     def module(self) -> "nn.Module":
         """Return a new module in eval mode; consumes nothing of torch's random state."""
@@ -91,8 +94,10 @@ _FULL_SIZE = (
     ("vit-base", "ViT-B/16, random weights", "classification", _IMAGE),
 )
 
+_TIME = {"digits-lstm": 1}
+
 _ZOO = {
-    name: ZooModel(name, title, task, inputs, trained)
+    name: ZooModel(name, title, task, inputs, trained, _TIME.get(name))
     for rows, trained in ((_TRAINED, True), (_FULL_SIZE, False))
     for name, title, task, inputs in rows
 }

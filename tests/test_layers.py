@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = (
-    "errors archive jsonable progress quiet text",
+    "errors archive grown jsonable progress quiet rnn_shapes text",
     "program profile atomic outputs members manifest pickles zips sniff pt2 hazards",
     "metrics runners inputs onnx_file signature",
     "passes",
