@@ -30,7 +30,8 @@ def find(
     else:
         reference = references.of(loaded, exported, given, data)
     if data:
-        reference = replace(reference, calibration=data)
+        fingerprint = {**reference.fingerprint, "calibration": "given"}
+        reference = replace(reference, calibration=data, fingerprint=fingerprint)
     answers.check(reference, exported)
     return reference
 
@@ -80,7 +81,10 @@ def bind(
 
     calls = tuple(map(sized, reference.samples))
     data = tuple(map(sized, reference.calibration))
-    return bound, answered(loaded, exported, calls, data)
+    again = answered(loaded, exported, calls, data)
+    kept = {k: v for k, v in reference.fingerprint.items() if k == "calibration"}
+    what = f"{reference.fingerprint.get('inputs', 'given')}, resized and answered here"
+    return bound, replace(again, fingerprint={**again.fingerprint, **kept, "inputs": what})
 
 
 def answered(

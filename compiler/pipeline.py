@@ -328,10 +328,13 @@ def _report(
 ) -> Report:  # fmt: skip
     fingerprint = validator.reference.fingerprint
     notes = [*payload.notes, *validator.notes]
-    if precision == "int8" and fingerprint.get("inputs") == "random inputs":
-        notes.append(
-            "ranges come from RANDOM inputs: they say nothing about real data; give --calibration"
-        )
+    if str(fingerprint.get("inputs")).startswith("random inputs"):
+        notes.append("answers are compared on RANDOM inputs: give real ones with --samples")
+        if precision == "int8" and "calibration" not in fingerprint:
+            notes.append(
+                "ranges come from RANDOM inputs: they say nothing about real data; "
+                "give --calibration"
+            )
     return Report(
         model=name, target=target.name, precision=precision, evidence=payload.evidence,
         vendor=payload.vendor, reference=describe(fingerprint), rows=tuple(validator.rows),

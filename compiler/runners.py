@@ -35,7 +35,7 @@ class OnnxRunner:
     def __call__(self, inputs: Tensors) -> dict[str, np.ndarray[Any, Any]]:
         """Run one call; raises `ParityError` with ONNX Runtime's reason where it fails."""
         names = [port.name for port in self.program.outputs] + list(self.extra)
-        feed = {p.name: np.ascontiguousarray(inputs[p.name], p.dtype) for p in self.program.inputs}
+        feed = {p.name: np.asarray(inputs[p.name], p.dtype, order="C") for p in self.program.inputs}
         try:
             values = self._session.run(names, feed)
         except Exception as error:  # as above
