@@ -26,6 +26,7 @@ class Batched:
     finish: Finish
     zeros: tuple[int, int] | None = None
     """Zero points of int8 sides, whose products are summed in int32; None for float32."""
+    heavy: bool = False
 
     def write(self, a: Any, b: Any, y: Any) -> None:
         """Write the body."""
@@ -39,7 +40,7 @@ class Batched:
             at_y = k.let(unit * (self.rows * self.columns))
             packed = self._pack(b, at_b)
             dot, zero = (0, 0) if self.zeros is None else (1, self.zeros[0])
-            inner = Direct(_Serial(k), g, self.finish, dot, zero=zero)
+            inner = Direct(_Serial(k), g, self.finish, dot, zero=zero, heavy=self.heavy)
             inner.sweep(a, packed, None, y, at_a, at_y)
 
     def _pack(self, b: Any, base: Any) -> Any:
@@ -47,7 +48,7 @@ class Batched:
         k, lanes = self.k, self.k.level.lanes
         vectors = -(-self.columns // lanes)
         dtype = "float32" if self.zeros is None else "int32"
-        packed = k.scratch(vectors * self.depth * lanes, dtype, shared=True)
+        packed = k.scratch(vectors * self.depth * lanes, dtype)
         for v in range(vectors):
             used = pieces(min(lanes, self.columns - v * lanes), lanes)
             with k.loop(self.depth) as step:

@@ -16,7 +16,9 @@ def compile_module(module: Any, level: Level) -> Any:
     target = level.target()
     with target:
         module = legalize.run(module, level)
-    return tvm.relax.build(module, target, relax_pipeline=_lowering())
+    # Storage rewriting would merge a kernel's registers into one buffer too big for the stack.
+    with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
+        return tvm.relax.build(module, target, relax_pipeline=_lowering())
 
 
 def export(executable: Any, linker: Linker) -> bytes:

@@ -171,6 +171,21 @@ def _matrices(node: ir.Node) -> str:
     return "" if min(ranks) > 0 else "a scalar"
 
 
+def _indices(node: ir.Node) -> str:
+    """Indices are constants within the data's bounds."""
+    indices = constant(node.inputs[1])
+    if indices is None:
+        return "its indices are computed at run time"
+    data = shape_of(node.inputs[0])
+    if node.op_type == "GatherElements":
+        bounds = np.array(data[_attribute(node, "axis", 0)])
+    else:
+        skipped = _attribute(node, "batch_dims", 0)
+        bounds = np.array(data[skipped : skipped + indices.shape[-1]])
+    inside = (indices >= -bounds) & (indices < bounds)
+    return "" if bool(np.all(inside)) else "an index is out of bounds"
+
+
 def _where(node: ir.Node) -> str:
     value = node.inputs[1]
     return "" if value is not None and value.dtype in ANY else "values of another type"
@@ -198,7 +213,9 @@ ALLOWED: dict[str, Rule] = {
     **dict.fromkeys("ArgMax ArgMin".split(), Rule(FLOAT)),
     **dict.fromkeys("Identity Transpose Flatten Concat".split(), Rule(ANY)),
     **dict.fromkeys("Reshape Expand Tile Squeeze Unsqueeze Trilu".split(), Rule(ANY, _known(1))),
-    **dict.fromkeys("Gather GatherElements GatherND ScatterND".split(), Rule(NUMBER | TRUTH)),
+    "Gather": Rule(NUMBER | TRUTH),
+    # A wrong index of these would read or write foreign memory: it must be known.
+    **dict.fromkeys("GatherElements GatherND ScatterND".split(), Rule(NUMBER | TRUTH, _indices)),
     **dict.fromkeys("MaxPool AveragePool".split(), Rule(FLOAT, _all(_pool, _one_output))),
     **dict.fromkeys("QuantizeLinear DequantizeLinear".split(), Rule(ANY, _quantization)),
     "BatchNormalization": Rule(FLOAT, _batch_norm),

@@ -101,7 +101,7 @@ def _direct(p: Plan, g: Geometry, found: _Weights) -> bool:
         signed = found.integer.signed
         start, finish = found.integer.prepare(p, array, p.level.lanes, shifted=dot == 4)
     y = p.output()
-    Direct(p.kernel, g, finish, dot, signed).write(x, packed, start, y)
+    Direct(p.kernel, g, finish, dot, signed, heavy=p.heavy).write(x, packed, start, y)
     kind = "" if found.integer is None else "_int8"
     return p.done(f"conv{g.kernel[0]}x{g.kernel[1]}{kind}")
 
@@ -125,7 +125,7 @@ def _depthwise(p: Plan, g: Geometry, found: _Weights) -> bool:
     if found.integer is not None:
         start, finish = found.integer.prepare(p, taps[None], 1, shifted=False)
     y = p.output()
-    Depthwise(p.kernel, g, finish, found.integer is not None).write(x, packed, start, y)
+    Depthwise(p.kernel, g, finish, found.integer is not None, p.heavy).write(x, packed, start, y)
     return p.done(f"depthwise{g.kernel[0]}x{g.kernel[1]}" + ("_int8" if found.integer else ""))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from npuc.targets.tvm.direct import Finish
-from npuc.targets.tvm.emit import Kernel, cast, constant, fma, pieces
+from npuc.targets.tvm.emit import Kernel, cast, constant, fma, lanes_of, pieces
 from npuc.targets.tvm.staging import Geometry, stage
 
 PIXELS = 8
@@ -26,6 +26,7 @@ class Depthwise:
     g: Geometry
     finish: Finish
     integer: bool = False
+    heavy: bool = False
 
     def write(self, x: Any, weights: Any, start: Any, y: Any) -> None:
         """Write the body. `start` holds what each accumulator begins with; None means zero."""
@@ -66,9 +67,10 @@ class _Job:
     def tile(self, line: Any, column: Any, rows: int, channel: Any, width: int) -> None:
         """Compute `rows` pixels of a line for `width` channels."""
         d, k, g = self.d, self.d.k, self.d.g
-        total = k.scratch(rows * width, "int32" if d.integer else "float32")
-        for m in range(rows):
-            k.store(total, self._begin(channel, width), m * width)
+        kind = "int32" if d.integer else "float32"
+        total = k.registers(rows, kind)
+        for register in total:
+            k.store(register, self._begin(channel, width), 0)
         sources = [k.let(g.source(line, column + m) + channel) for m in range(rows)]
         high, wide = g.kernel
         with k.loop(high) as row:
@@ -79,22 +81,33 @@ class _Job:
             else:
                 with k.loop(wide) as across:
                     self._tap(total, sources, row * wide + across, down, across, channel, width)
-        for m in range(rows):
-            out = k.let((line * g.out_w + column + m) * g.channels + channel)
-            value = k.load(total, m * width, width)
-            k.store(self.y, d.finish(value, width, channel, out), out)
+        if rows > 1 and d.heavy:
+            copy = k.scratch(rows * width, kind)
+            for m, register in enumerate(total):
+                k.store(copy, k.load(register, 0, width), m * width)
+            with k.loop(rows) as step:
+                self._end(k.load(copy, step * width, width), line, column + step, channel)
+        else:
+            for m, register in enumerate(total):
+                self._end(k.load(register, 0, width), line, column + m, channel)
+
+    def _end(self, value: Any, line: Any, column: Any, channel: Any) -> None:
+        """Finish one pixel of a tile and store it; see `direct` on heavy endings."""
+        d, k, g = self.d, self.d.k, self.d.g
+        out = k.let((line * g.out_w + column) * g.channels + channel)
+        k.store(self.y, d.finish(value, lanes_of(value), channel, out), out)
 
     def _tap(
-        self, total: Any, sources: list[Any], tap: Any, down: Any, across: Any, channel: Any, width: int
+        self, total: list[Any], sources: list[Any], tap: Any, down: Any, across: Any, channel: Any, width: int
     ) -> None:
         k, g = self.d.k, self.d.g
         weight = k.let(self._read(self.weights, tap * g.channels + channel, width))
         offset = down + across * (g.dilation[1] * g.pixel)
-        for m, source in enumerate(sources):
+        for register, source in zip(total, sources, strict=True):
             value = self._read(self.x, source + offset, width)
-            old = k.load(total, m * width, width)
+            old = k.load(register, 0, width)
             new = old + value * weight if self.d.integer else fma(value, weight, old)
-            k.store(total, new, m * width)
+            k.store(register, new, 0)
 
     def _read(self, memory: Any, index: Any, width: int) -> Any:
         value = self.d.k.load(memory, index, width)

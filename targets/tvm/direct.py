@@ -73,6 +73,8 @@ class Direct:
     signed: bool = False
     zero: int = 0
     """Taken off every input value; for weights known at compile time, `start` does it instead."""
+    heavy: bool = False
+    """Whether `finish` is long."""
 
     def write(self, x: Any, weights: Any, start: Any, y: Any) -> None:
         """Write the body. `start` holds what each accumulator begins with; None means zero."""
@@ -141,25 +143,42 @@ class _Job:
         """Compute `rows` pixels of a line by one block of channels."""
         d, g, k = self.d, self.d.g, self.d.k
         lanes = k.level.lanes
-        per_group = g.channels_out // g.groups
         base = self.x_base + at.group * (g.channels // g.groups)
         sources = [k.let(base + g.source(line, column + m)) for m in range(rows)]
-        total = k.scratch(rows * at.vectors * lanes, "int32" if d.dot else "float32")
+        kind = "int32" if d.dot else "float32"
+        total = [k.registers(at.vectors, kind) for _ in range(rows)]
         for v in range(at.vectors):
             channel = (at.group * self.vectors + at.first + v) * lanes
             begin = self._begin(channel)
-            for m in range(rows):
-                k.store(total, begin, (m * at.vectors + v) * lanes)
+            for row in total:
+                k.store(row[v], begin, 0)
         self._accumulate(total, sources, at)
-        for m in range(rows):
-            pixel = k.let((line * g.out_w + column + m) * g.channels_out)
-            for v in range(at.vectors):
-                used = min(lanes, at.columns - v * lanes)
-                for offset, width in pieces(used, lanes):
-                    value = k.load(total, (m * at.vectors + v) * lanes + offset, width)
-                    channel = k.let(at.group * per_group + (at.first + v) * lanes + offset)
-                    out = k.let(self.y_base + pixel + channel)
-                    k.store(self.y, d.finish(value, width, channel, out), out)
+        if rows > 1 and d.heavy:
+            # One copy of a long ending instead of one per pixel, over a copy of the registers:
+            # these must only be indexed by numbers to be registers.
+            copies = [k.scratch(rows * lanes, kind) for _ in range(at.vectors)]
+            for m, row in enumerate(total):
+                for v, register in enumerate(row):
+                    k.store(copies[v], k.load(register, 0, lanes), m * lanes)
+            with k.loop(rows) as step:
+                self._end([(copy, step * lanes) for copy in copies], line, column + step, at)
+        else:
+            for m, row in enumerate(total):
+                self._end([(register, 0) for register in row], line, column + m, at)
+
+    def _end(self, total: list[tuple[Any, Any]], line: Any, column: Any, at: "_Block") -> None:
+        """Finish one pixel of a tile, vector by vector from (memory, index), and store it."""
+        d, g, k = self.d, self.d.g, self.d.k
+        lanes = k.level.lanes
+        pixel = k.let((line * g.out_w + column) * g.channels_out)
+        for v, (memory, index) in enumerate(total):
+            used = min(lanes, at.columns - v * lanes)
+            for offset, width in pieces(used, lanes):
+                value = k.load(memory, index + offset, width)
+                first = at.group * (g.channels_out // g.groups) + (at.first + v) * lanes
+                channel = k.let(first + offset)
+                out = k.let(self.y_base + pixel + channel)
+                k.store(self.y, d.finish(value, width, channel, out), out)
 
     def _begin(self, channel: Any) -> Any:
         k = self.d.k
@@ -167,7 +186,7 @@ class _Job:
             return constant(0, "int32" if self.d.dot else "float32", k.level.lanes)
         return k.let(k.load(self.start, channel, k.level.lanes))
 
-    def _accumulate(self, total: Any, sources: list[Any], at: "_Block") -> None:
+    def _accumulate(self, total: list[list[Any]], sources: list[Any], at: "_Block") -> None:
         """Run over every input value under the filter."""
         d, g, k = self.d, self.d.g, self.d.k
         dot = max(d.dot, 1)
@@ -193,19 +212,18 @@ class _Job:
             for step in range(steps - steps % UNROLL, steps):
                 self._step(total, sources, streams, x_tap + step * dot, w_tap + step)
 
-    def _step(self, total: Any, sources: list[Any], streams: list[Any], x: Any, w: Any) -> None:
+    def _step(
+        self, total: list[list[Any]], sources: list[Any], streams: list[Any], x: Any, w: Any
+    ) -> None:
         """Multiply one input value (or 4 of int8) of each pixel by its weights."""
         d, k = self.d, self.d.k
         lanes, dot = k.level.lanes, max(d.dot, 1)
-        weights = [
-            k.let(self._weights(stream + w * (lanes * dot))) for stream in streams
-        ]
-        for m, source in enumerate(sources):
+        weights = [k.let(self._weights(stream + w * (lanes * dot))) for stream in streams]
+        for row, source in zip(total, sources, strict=True):
             value = k.let(self._value(source + x))
-            for v, weight in enumerate(weights):
-                at = (m * len(weights) + v) * lanes
-                old = k.load(total, at, lanes)
-                k.store(total, self._multiply_add(value, weight, old), at)
+            for register, weight in zip(row, weights, strict=True):
+                old = k.load(register, 0, lanes)
+                k.store(register, self._multiply_add(value, weight, old), 0)
 
     def _weights(self, index: Any) -> Any:
         d, k = self.d, self.d.k

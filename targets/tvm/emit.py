@@ -46,15 +46,18 @@ class Kernel:
         self._views.append(t.DeclBuffer(flat, data=param.data))
         return flat
 
-    def scratch(self, size: int, dtype: str, *, shared: bool = False) -> Any:
-        """Allocate memory: on the stack for one tile, or `shared` by all threads."""
+    def scratch(self, size: int, dtype: str) -> Any:
+        """Allocate memory: on the stack below 1 KiB, where LLVM makes registers of it."""
         from tvm import tirx as t
 
         self._count += 1
-        scope = "global" if shared else "local"
-        memory = t.decl_buffer((size,), dtype, f"s{self._count}", scope=scope)
+        memory = t.decl_buffer((size,), dtype, f"s{self._count}", scope="global")
         self._blocks[-1].append(t.AllocBuffer(memory))
         return memory
+
+    def registers(self, count: int, dtype: str) -> list[Any]:
+        """Allocate vectors, each by itself: merged, they would outgrow the stack."""
+        return [self.scratch(self.level.lanes, dtype) for _ in range(count)]
 
     @contextmanager
     def loop(self, extent: Any, *, parallel: bool = False) -> Iterator[Any]:
@@ -106,6 +109,17 @@ class Kernel:
         var = t.Var(f"v{self._count}", value.ty)
         self._blocks[-1].append(t.Bind(var, value))
         return var
+
+    def hold(self, value: Any) -> Any:
+        """Put a value into a register of its own: like `let`, but nothing can look inside.
+
+        TVM's simplifier expands named integers where they are used, which takes it minutes for
+        a chain of bit operations.
+        """
+        kind = str(value.ty.dtype).partition("x")[0]
+        register = self.scratch(lanes_of(value), kind)
+        self.store(register, value, 0)
+        return self.load(register, 0, lanes_of(value))
 
     def load(self, memory: Any, index: Any, lanes: int = 1) -> Any:
         """Read `lanes` neighbours."""

@@ -233,7 +233,7 @@ def _resize(walk: Layout, var: Any, expr: Any) -> Any:
     resized = relax.op.image.resize2d(
         walk.nhwc(expr.args[0]),
         size=expr.args[1],
-        roi=a.roi,
+        roi=[float(v) for v in a.roi],
         layout="NHWC",
         method=a.method,
         coordinate_transformation_mode=a.coordinate_transformation_mode,

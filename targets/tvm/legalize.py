@@ -4,6 +4,7 @@ from typing import Any
 
 from npuc.targets.tvm import pointwise, schedule
 from npuc.targets.tvm.cpu_level import Level
+from npuc.targets.tvm.graph import dtype_of
 
 
 def run(module: Any, level: Level) -> Any:
@@ -21,7 +22,7 @@ def run(module: Any, level: Level) -> Any:
     module = Select(module, level).run()
     passes = [
         t.DeadCodeElimination(),
-        t.LegalizeOps(pointwise.legalizations()),
+        t.LegalizeOps({**pointwise.legalizations(), "relax.take": _take}),
         t.AnnotateTIROpPattern(),
         t.FoldConstant(),
         t.FuseOps(),
@@ -29,3 +30,14 @@ def run(module: Any, level: Level) -> Any:
         t.DeadCodeElimination(),
     ]
     return schedule.run(tvm.transform.Sequential(passes)(module), level.lanes)
+
+
+def _take(bb: Any, call: Any) -> Any:
+    """Gather without reading foreign memory: what is out of bounds is NaN, or for integers the
+    nearest element, where ONNX Runtime raises an error."""
+    from tvm import topi
+
+    data, indices = call.args
+    mode = "nan" if dtype_of(data) == "float32" else "clip"
+    axis = call.attrs.axis
+    return bb.call_te(topi.take, data, indices, None if axis is None else int(axis), mode=mode)

@@ -9,9 +9,13 @@ from npuc.targets.tvm import markers
 from npuc.targets.tvm.cpu_level import Level
 from npuc.targets.tvm.emit import Kernel, constant, widen
 from npuc.targets.tvm.graph import Array, Walk, dtype_of, key, number, operator, shape_of
-from npuc.targets.tvm.pointwise import OPERATORS, clip, quantize
+from npuc.targets.tvm.pointwise import OPERATORS, SLOW, clip, quantize
 from npuc.targets.tvm.regions import Binding, Region, leaf_kind, tensor_args
-from npuc.targets.tvm.vecmath import round_to
+from npuc.targets.tvm.rounding import round_to
+from npuc.targets.tvm.vecmath import Functions, in_kernel
+
+HEAVY = frozenset(f"relax.{name}" for name in SLOW)
+"""Operators that are polynomials of dozens of instructions."""
 
 
 @dataclass
@@ -40,6 +44,12 @@ class Plan:
     def shape(self) -> tuple[int, ...]:
         """Shape of the result."""
         return shape_of(self.items[self.region.last][0])
+
+    @property
+    def heavy(self) -> bool:
+        """Whether the region is long enough for its code to be written once per tile."""
+        members = [self.items[m][1] for m in self.region.members[1:]]
+        return any(markers.rounding(e) is not None or operator(e) in HEAVY for e in members)
 
     def source(self, expr: Any) -> Any:
         """Return what a variable was computed by, or None."""
@@ -89,7 +99,7 @@ class Plan:
                 known[key(var)] = known[self._skipped[key(var)]]
                 continue
             args = [self._read(a, known, lanes, channel, index) for a in tensor_args(expr)]
-            result = self.kernel.let(evaluate(expr, args, lanes))
+            result = self.kernel.hold(evaluate(expr, args, self.kernel))
             known[key(var)] = result
         return result
 
@@ -118,15 +128,15 @@ class Plan:
         return walk.emit(relax.call_tir(function, args, out_ty=var.ty))
 
 
-def evaluate(expr: Any, args: list[Any], lanes: int) -> Any:
+def evaluate(expr: Any, args: list[Any], kernel: Kernel) -> Any:
     """Apply an elementwise operator that `regions.supported` accepts to values."""
     fmt = markers.rounding(expr)
     if fmt is not None:
-        return round_to(args[0], *fmt)
+        return round_to(args[0], *fmt, in_kernel(kernel))
     name = operator(expr)
     if name == "relax.clip":
         low, high = (float(a.value) for a in expr.args[1:3])
         return clip(args[0], low, high)
     if name == "relax.quantize":
         return quantize(*args, str(expr.attrs.out_dtype))
-    return OPERATORS[name](expr, args)
+    return OPERATORS[name](expr, args, Functions(in_kernel(kernel)))

@@ -1,7 +1,7 @@
 """Elementwise operators as arithmetic on values or vectors: one table for every use.
 
-`OPERATORS[name](call, args)` takes a Relax call and one TensorIR value per tensor argument, all
-with as many lanes, and returns the result's value. Kernels end with them, and elementwise
+`OPERATORS[name](call, args, functions)` takes a Relax call and one TensorIR value per tensor
+argument, all with as many lanes, and returns the result's value. Kernels end with them, and elementwise
 operators that stand alone are legalised through them.
 """
 
@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from npuc.targets.tvm import markers, vecmath
+from npuc.targets.tvm import markers
 from npuc.targets.tvm.emit import cast, constant, lanes_of
+from npuc.targets.tvm.rounding import round_to
+from npuc.targets.tvm.vecmath import Functions, in_expression
 
-Operator = Callable[[Any, list[Any]], Any]
+Operator = Callable[[Any, list[Any], Functions], Any]
 
 
 def _t() -> Any:
@@ -30,18 +32,18 @@ def _one(x: Any) -> Any:
     return constant(1.0, "float32", lanes_of(x))
 
 
-def _relu(call: Any, args: list[Any]) -> Any:
+def _relu(call: Any, args: list[Any], functions: Functions) -> Any:
     # Not a maximum: TVM's drops NaN.
     return _t().Select(args[0] < _zero(args[0]), _zero(args[0]), args[0])
 
 
-def _leaky(call: Any, args: list[Any]) -> Any:
+def _leaky(call: Any, args: list[Any], functions: Functions) -> Any:
     x = args[0]
     slope = constant(float(call.attrs.alpha), "float32", lanes_of(x))
     return _t().Select(x > _zero(x), x, x * slope)
 
 
-def _abs(call: Any, args: list[Any]) -> Any:
+def _abs(call: Any, args: list[Any], functions: Functions) -> Any:
     x = args[0]
     return _t().max(x, _zero(x) - x)
 
@@ -68,24 +70,24 @@ def dequantize(x: Any, scale: Any, zero: Any) -> Any:
 
 
 OPERATORS: Mapping[str, Operator] = {
-    "relax.add": lambda call, a: a[0] + a[1],
-    "relax.subtract": lambda call, a: a[0] - a[1],
-    "relax.multiply": lambda call, a: a[0] * a[1],
-    "relax.divide": lambda call, a: a[0] / a[1],
-    "relax.maximum": lambda call, a: _t().max(a[0], a[1]),
-    "relax.minimum": lambda call, a: _t().min(a[0], a[1]),
-    "relax.negative": lambda call, a: _zero(a[0]) - a[0],
+    "relax.add": lambda call, a, f: a[0] + a[1],
+    "relax.subtract": lambda call, a, f: a[0] - a[1],
+    "relax.multiply": lambda call, a, f: a[0] * a[1],
+    "relax.divide": lambda call, a, f: a[0] / a[1],
+    "relax.maximum": lambda call, a, f: _t().max(a[0], a[1]),
+    "relax.minimum": lambda call, a, f: _t().min(a[0], a[1]),
+    "relax.negative": lambda call, a, f: _zero(a[0]) - a[0],
     "relax.abs": _abs,
-    "relax.sqrt": lambda call, a: _t().sqrt(a[0]),
-    "relax.exp": lambda call, a: vecmath.exp(a[0]),
-    "relax.tanh": lambda call, a: vecmath.tanh(a[0]),
-    "relax.erf": lambda call, a: vecmath.erf(a[0]),
-    "relax.sigmoid": lambda call, a: vecmath.sigmoid(a[0]),
+    "relax.sqrt": lambda call, a, f: _t().sqrt(a[0]),
+    "relax.exp": lambda call, a, f: f.exp(a[0]),
+    "relax.tanh": lambda call, a, f: f.tanh(a[0]),
+    "relax.erf": lambda call, a, f: f.erf(a[0]),
+    "relax.sigmoid": lambda call, a, f: f.sigmoid(a[0]),
     "relax.nn.relu": _relu,
     "relax.nn.leakyrelu": _leaky,
-    "relax.nn.gelu": lambda call, a: vecmath.gelu(a[0]),
-    "relax.nn.gelu_tanh": lambda call, a: vecmath.gelu_tanh(a[0]),
-    "relax.nn.silu": lambda call, a: vecmath.silu(a[0]),
+    "relax.nn.gelu": lambda call, a, f: f.gelu(a[0]),
+    "relax.nn.gelu_tanh": lambda call, a, f: f.gelu_tanh(a[0]),
+    "relax.nn.silu": lambda call, a, f: f.silu(a[0]),
 }
 """Operators of float32 whose result has the shape of their (broadcast) arguments."""
 
@@ -106,8 +108,10 @@ def _legalize(name: str) -> Any:
         if str(call.ty.dtype.dtype) != "float32":
             return ir.Op.get(name).get_attr("FLegalize")(bb, call)
 
+        functions = Functions(in_expression)
+
         def compute(x: Any) -> Any:
-            return te.compute(x.shape, lambda *i: OPERATORS[name](call, [x(*i)]))
+            return te.compute(x.shape, lambda *i: OPERATORS[name](call, [x(*i)], functions))
 
         return bb.call_te(compute, call.args[0], primfunc_name_hint=name.rpartition(".")[2])
 
@@ -123,7 +127,7 @@ def marker(bb: Any, call: Any) -> Any:
         return None
 
     def compute(x: Any) -> Any:
-        return te.compute(x.shape, lambda *i: vecmath.round_to(x(*i), *fmt))
+        return te.compute(x.shape, lambda *i: round_to(x(*i), *fmt, in_expression))
 
     hint = f"round_e{fmt[0]}m{fmt[1]}"
     return bb.call_te(compute, markers.data_of(call), primfunc_name_hint=hint)

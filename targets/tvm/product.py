@@ -38,7 +38,7 @@ def _float(p: Plan) -> bool:
     x = p.input(p.anchor.args[0])
     packed = p.weights(pack(array[None], p.level.lanes))
     y = p.output()
-    Direct(p.kernel, _geometry(p), p.finish).write(x, packed, None, y)
+    Direct(p.kernel, _geometry(p), p.finish, heavy=p.heavy).write(x, packed, None, y)
     return p.done("matmul")
 
 
@@ -57,7 +57,7 @@ def _integer(p: Plan) -> bool:
     packed = p.weights(pack(array, p.level.lanes, dot))
     start, finish = integer.prepare(p, array, p.level.lanes, shifted=dot == 4)
     y = p.output()
-    Direct(p.kernel, g, finish, dot, integer.signed).write(x, packed, start, y)
+    Direct(p.kernel, g, finish, dot, integer.signed, heavy=p.heavy).write(x, packed, start, y)
     return p.done("matmul_int8")
 
 
@@ -74,7 +74,7 @@ def _batched(p: Plan) -> bool:
     left, right, size = _sides(p)
     a, b = (p.input(side) for side in p.anchor.args)
     y = p.output()
-    Batched(p.kernel, left, right, *size, p.finish).write(a, b, y)
+    Batched(p.kernel, left, right, *size, p.finish, heavy=p.heavy).write(a, b, y)
     return p.done("batched_matmul")
 
 
@@ -96,5 +96,5 @@ def _batched_integer(p: Plan) -> bool:
 
     y = p.output()
     zeros = (sides[0].zero, sides[1].zero)
-    Batched(p.kernel, left, right, *size, finish, zeros).write(a, b, y)
+    Batched(p.kernel, left, right, *size, finish, zeros, p.heavy).write(a, b, y)
     return p.done("batched_matmul_int8")

@@ -125,7 +125,7 @@ def _pads(node: ir.Node, mode: str) -> list[int]:
 
 def _two_dimensional(r: Rewriter, node: ir.Node) -> ir.Value:
     axis = r.constant(np.array([2], np.int64))
-    wide = [r.node(node, "Unsqueeze", [value, axis]) for value in node.inputs[:2]]
+    wide = [r.node(node, "Unsqueeze", [node.inputs[0], axis]), _wide_weights(r, node)]
     attributes = dict(node.attributes.items())
     plain = {"strides": (1,), "dilations": (1,), "output_padding": (0,)}
     options: dict[str, Any] = {"group": attributes["group"].as_int()} if "group" in attributes else {}
@@ -136,6 +136,21 @@ def _two_dimensional(r: Rewriter, node: ir.Node) -> ir.Value:
     options["pads"] = [0, before, 0, after]
     result = r.node(node, node.op_type, [*wide, *node.inputs[2:]], **options)
     return r.node(node, "Squeeze", [result, axis])
+
+
+def _wide_weights(r: Rewriter, node: ir.Node) -> ir.Value | None:
+    """Give filters a height of 1, where they are constants or dequantized ones."""
+    weights = node.inputs[1]
+    array = constant(weights)
+    if array is not None:
+        return r.constant(np.expand_dims(array, 2))
+    source = weights.producer() if weights is not None else None
+    codes = constant(source.inputs[0]) if source is not None else None
+    if source is None or source.op_type != "DequantizeLinear" or codes is None:
+        return r.node(node, "Unsqueeze", [weights, r.constant(np.array([2], np.int64))])
+    options = {a.name: a.value for a in source.attributes.values()}
+    wide = r.constant(np.expand_dims(codes, 2))
+    return r.node(node, "DequantizeLinear", [wide, *source.inputs[1:]], **options)
 
 
 def _pow(r: Rewriter, node: ir.Node) -> ir.Value | None:

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from npuc.targets.tvm import vecmath
 from npuc.targets.tvm.emit import Kernel, constant, pieces, widen
 from npuc.targets.tvm.graph import dtype_of, number, operator, shape_of
 from npuc.targets.tvm.plan import Plan
+from npuc.targets.tvm.vecmath import Functions, in_kernel
 
 FLOOR = -3.4028234663852886e38
 """The lowest float32: what a maximum starts from."""
@@ -22,18 +22,20 @@ def softmax(p: Plan) -> bool:
         return False
     logarithm = operator(p.anchor) == "relax.nn.log_softmax"
     k, length = p.kernel, shape[-1]
+    functions = Functions(in_kernel(k))
     x = p.input(p.anchor.args[0])
     y = p.output()
     count = _size(shape) // max(length, 1)
+    alone = len(p.region.members) == 1
     with k.units(count, _size(shape) * 20) as row:
         start = k.let(row * length)
-        row_values = k.scratch(length, "float32", shared=True)
+        row_values, first = (y, start) if alone else (k.scratch(length, "float32"), 0)
         top = _reduce(k, length, FLOOR, _max, lambda at, n: k.load(x, start + at, n))
 
         def shifted(at: Any, lanes: int) -> Any:
-            value = vecmath.exp(k.load(x, start + at, lanes) - widen(top, lanes))
+            value = functions.exp(k.load(x, start + at, lanes) - widen(top, lanes))
             result = k.let(value)
-            k.store(row_values, result, at)
+            k.store(row_values, result, first + at)
             return result
 
         total = _reduce(k, length, 0.0, _add, shifted)
@@ -43,7 +45,7 @@ def softmax(p: Plan) -> bool:
             if log_total is not None:
                 value = k.load(x, start + at, lanes) - widen(top, lanes) - widen(log_total, lanes)
             else:
-                value = k.load(row_values, at, lanes) / widen(total, lanes)
+                value = k.load(row_values, first + at, lanes) / widen(total, lanes)
             out = k.let(start + at)
             k.store(y, p.finish(k.let(value), lanes, at, out), out)
     return p.done("log_softmax" if logarithm else "softmax")

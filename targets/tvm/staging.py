@@ -94,7 +94,7 @@ def stage(k: Kernel, x: Any, g: Geometry) -> Any:
     dtype = dtype_of(x).name
     lanes = k.level.lanes * 4 // dtype_of(x).itemsize
     line = g.padded_w * g.pixel
-    copy = k.scratch(g.batch * g.padded_h * line, dtype, shared=True)
+    copy = k.scratch(g.batch * g.padded_h * line, dtype)
     with k.units(g.batch * g.padded_h, g.batch * g.padded_h * line) as unit:
         image, row = k.let(unit // g.padded_h), k.let(unit % g.padded_h - g.pads[0])
         start = k.let(unit * line)
