@@ -191,33 +191,38 @@ def _where(node: ir.Node) -> str:
     return "" if value is not None and value.dtype in ANY else "values of another type"
 
 
-_REDUCED = _known(1)
+def _reduction(node: ir.Node) -> str:
+    axes = node.inputs[1] if len(node.inputs) > 1 else None
+    if axes is None and _attribute(node, "noop_with_empty_axes", 0):
+        return "noop_with_empty_axes without axes"
+    return _known(1)(node)
 
 ALLOWED: dict[str, Rule] = {
     **dict.fromkeys(
         """Acos Acosh Asin Asinh Atan Atanh Ceil Cos Elu Erf Exp Floor Gelu GlobalAveragePool
         GlobalMaxPool HardSigmoid HardSwish IsNaN LeakyRelu Log LogSoftmax Mish PRelu Reciprocal
-        Relu Round Selu Shrink Sigmoid Sin Softmax Softplus Softsign Sqrt Tan Tanh
-        ThresholdedRelu Hardmax InstanceNormalization GroupNormalization LRN
-        MeanVarianceNormalization Einsum Mean""".split(),
+        Relu Round Selu Sigmoid Sin Softmax Softplus Softsign Sqrt Tan Tanh
+        ThresholdedRelu Hardmax InstanceNormalization LRN Einsum Mean Sum""".split(),
         Rule(FLOAT),
     ),
-    **dict.fromkeys("Abs Neg Sign Add Sub Mul Div Min Max Sum".split(), Rule(NUMBER, _same_type)),
+    **dict.fromkeys("Abs Neg Sign Add Sub Mul Div Min Max".split(), Rule(NUMBER, _same_type)),
     **dict.fromkeys("Less LessOrEqual Greater GreaterOrEqual".split(), Rule(NUMBER, _same_type)),
     **dict.fromkeys("And Or Xor Not".split(), Rule(TRUTH)),
     **dict.fromkeys(
         "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMean ReduceSumSquare".split(),
-        Rule(FLOAT, _REDUCED),
+        Rule(FLOAT, _reduction),
     ),
-    **dict.fromkeys("ReduceMax ReduceMin ReduceSum ReduceProd".split(), Rule(NUMBER, _REDUCED)),
+    **dict.fromkeys("ReduceMax ReduceMin ReduceSum ReduceProd".split(), Rule(NUMBER, _reduction)),
     **dict.fromkeys("ArgMax ArgMin".split(), Rule(FLOAT)),
     **dict.fromkeys("Identity Transpose Flatten Concat".split(), Rule(ANY)),
-    **dict.fromkeys("Reshape Expand Tile Squeeze Unsqueeze Trilu".split(), Rule(ANY, _known(1))),
+    **dict.fromkeys("Reshape Expand Tile Squeeze Unsqueeze".split(), Rule(ANY, _known(1))),
     "Gather": Rule(NUMBER | TRUTH),
     # A wrong index of these would read or write foreign memory: it must be known.
-    **dict.fromkeys("GatherElements GatherND ScatterND".split(), Rule(NUMBER | TRUTH, _indices)),
+    **dict.fromkeys("GatherElements GatherND".split(), Rule(NUMBER | TRUTH, _indices)),
+    "ScatterND": Rule(NUMBER, _indices),
     **dict.fromkeys("MaxPool AveragePool".split(), Rule(FLOAT, _all(_pool, _one_output))),
-    **dict.fromkeys("QuantizeLinear DequantizeLinear".split(), Rule(ANY, _quantization)),
+    "DequantizeLinear": Rule(BYTE | {T.INT32}, _quantization),
+    "QuantizeLinear": Rule(FLOAT, _quantization),
     "BatchNormalization": Rule(FLOAT, _batch_norm),
     "Cast": Rule(ANY, _cast),
     "Clip": Rule(NUMBER, _known(1, 2)),
@@ -225,7 +230,7 @@ ALLOWED: dict[str, Rule] = {
     "ConvTranspose": Rule(FLOAT, _all(_convolution, _weights)),
     "DepthToSpace": Rule(FLOAT),
     "Dropout": Rule(FLOAT, _dropout),
-    "Equal": Rule(NUMBER | TRUTH, _same_type),
+    "Equal": Rule(NUMBER, _same_type),
     "Gemm": Rule(FLOAT),
     "IsInf": Rule(FLOAT, _infinity),
     "LayerNormalization": Rule(FLOAT, _one_output),
@@ -235,8 +240,11 @@ ALLOWED: dict[str, Rule] = {
     "Pow": Rule(FLOAT, _same_type),
     "Resize": Rule(FLOAT, _all(_resize, _known(1, 2, 3))),
     "Slice": Rule(ANY, _known(1, 2, 3, 4)),
+    "Shrink": Rule(FLOAT, lambda node: "" if shape_of(node.inputs[0]) else "a scalar"),
     "SpaceToDepth": Rule(FLOAT),
     "Split": Rule(ANY, _split),
+    # ONNX Runtime, which says what is right, has it for no other types.
+    "Trilu": Rule(FLOAT | {T.INT64, T.BOOL}, _known(1)),
     "Where": Rule(TRUTH, _where),
 }
 """Operator → what was proven of it, on a model that `rewrites.prepare` returned."""

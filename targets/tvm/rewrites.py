@@ -37,6 +37,7 @@ class Rewriter:
 
     def __init__(self, model: ir.Model):
         self.graph = model.graph
+        self.opset = model.opset_imports.get("", 1)
         self.names = Names(model)
 
     def run(self) -> int:
@@ -206,12 +207,45 @@ def _cumsum(r: Rewriter, node: ir.Node) -> ir.Value | None:
     return r.node(node, "Transpose", [moved], perm=[order.index(a) for a in range(len(shape))])
 
 
+def _equal(r: Rewriter, node: ir.Node) -> ir.Value | None:
+    """Compare truth values by ¬(a ⊕ b): TVM compares vectors of them as floats."""
+    first = node.inputs[0]
+    if first is None or first.dtype != ir.DataType.BOOL:
+        return None
+    return r.node(node, "Not", [r.node(node, "Xor", list(node.inputs))])
+
+
+def _group_norm(r: Rewriter, node: ir.Node) -> ir.Value:
+    """Normalise groups of channels as instances: [N, C, ...] → [N, groups, all the rest].
+
+    Below opset 21 scale and bias are per group, as InstanceNormalization takes them; from then
+    on they are per channel, and follow.
+    """
+    data, scale, bias = node.inputs
+    shape = shape_of(data)
+    groups = node.attributes["num_groups"].as_int()
+    options = {"epsilon": node.attributes[n].as_float() for n in ("epsilon",) if n in node.attributes}
+    cut = r.node(node, "Reshape", [data, r.constant(np.array([shape[0], groups, -1]))])
+    whole = r.constant(np.array(shape))
+    if r.opset < 21:
+        done = r.node(node, "InstanceNormalization", [cut, scale, bias], **options)
+        return r.node(node, "Reshape", [done, whole])
+    one, zero = (r.constant(np.full(groups, v, np.float32)) for v in (1, 0))
+    done = r.node(node, "InstanceNormalization", [cut, one, zero], **options)
+    along = r.constant(np.array([shape[1], *[1] * (len(shape) - 2)]))
+    factor, shift = (r.node(node, "Reshape", [v, along]) for v in (scale, bias))
+    product = r.node(node, "Mul", [r.node(node, "Reshape", [done, whole]), factor])
+    return r.node(node, "Add", [product, shift])
+
+
 RULES: dict[str, Callable[[Rewriter, ir.Node], ir.Value | None]] = {
     "AveragePool": _windows,
     "Celu": _celu,
     "Conv": _windows,
     "ConvTranspose": _windows,
     "CumSum": _cumsum,
+    "Equal": _equal,
+    "GroupNormalization": _group_norm,
     "LpNormalization": _lp_normalization,
     "LpPool": _windows,
     "MaxPool": _windows,

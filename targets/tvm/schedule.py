@@ -44,6 +44,9 @@ def _spread(schedule: Any, block: Any, flat: bool, lanes: int) -> None:
     sums = [loop for loop, kind in zip(loops, kinds, strict=True) if kind != SPATIAL]
     if not own or [SPATIAL] * len(own) != kinds[: len(own)]:
         return
+    if len(schedule.get(block).writes) > 1 or _product(schedule, loops) == 0:
+        # A pair of results, as ArgMax has, depends on the order of its loop.
+        return
     work = _product(schedule, loops)
     if flat and not sums:
         inner, outer = schedule.fuse(*own), []
