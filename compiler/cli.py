@@ -21,6 +21,10 @@ Exit codes: 0 passed · 2 usage · 3 load or export · 4 pass or unsupported ope
 _FILE = click.Path(path_type=Path)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 _quiet = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+_min_sqnr = click.option(
+    "--min-sqnr", type=float, default=20.0, show_default=True, metavar="DB",
+    help="What quantization and rounding may cost: the least SQNR to pass.",
+)  # fmt: skip
 _samples = click.option(
     "--samples", type=_FILE, help="Inputs to compare on: an .npz file, or a folder of them."
 )
@@ -106,6 +110,7 @@ def cli() -> None:
     is_flag=True,
     help="Fail where the vendor's compiler is not here, instead of a hand-over kit.",
 )
+@_min_sqnr
 @click.option("--skip", multiple=True, metavar="NODE", help="Leave this node in float.")
 @click.option("--dump", type=_FILE, metavar="FOLDER", help="Write the program after every pass.")
 @click.option(
@@ -120,10 +125,11 @@ def cli() -> None:
 @_quiet
 def compile_verb(
     model_file: str, targets: tuple[str, ...], output: Path | None, dims: tuple[str, ...],
-    fallback: str | None, as_json: bool, quiet: bool, **options: Any,
+    fallback: str | None, min_sqnr: float, as_json: bool, quiet: bool, **options: Any,
 ) -> int:  # fmt: skip
     """Compile MODEL (a file, or zoo:NAME) and compare every step with the original."""
     from npuc import outputs, pipeline
+    from npuc.policy import Policy
 
     names = _split(targets)
     for path in outputs.artifact_paths(model_file, names, output):
@@ -131,7 +137,7 @@ def compile_verb(
     with progress(quiet) as shown:
         done = pipeline.compile(
             model_file, target=names, output=output, dims=_dims(dims), fallback=fallback or "",
-            progress=shown, **options,
+            policy=Policy(sqnr_db=min_sqnr), progress=shown, **options,
         )  # fmt: skip
     if as_json:
         data = [{"artifact": str(c.artifact_path), **c.report.to_json()} for c in done]
@@ -183,12 +189,17 @@ def run(artifact: Path, npz: Path | None, output: Path | None, as_json: bool) ->
 @click.argument("artifact", type=_FILE)
 @_samples
 @click.option("--against", type=_FILE, metavar="MODEL", help="Compare with this model instead.")
+@_min_sqnr
 @_json
-def verify(artifact: Path, samples: Path | None, against: Path | None, as_json: bool) -> int:
+def verify(
+    artifact: Path, samples: Path | None, against: Path | None, min_sqnr: float, as_json: bool
+) -> int:
     """Check ARTIFACT's hashes, run it, and compare it again with the stored original answers."""
     from npuc import pipeline
+    from npuc.policy import Policy
 
-    report = pipeline.verify(artifact, samples=samples, against=against)
+    policy = Policy(sqnr_db=min_sqnr)
+    report = pipeline.verify(artifact, samples=samples, against=against, policy=policy)
     json_out(report.to_json()) if as_json else out(report.table())
     return int(report.exit_code)
 

@@ -14,15 +14,16 @@ exact answer, on either side of it: a factor 2. The floor is a maximum over few 
 another order (blocked, fused, unrolled) carry a few times more or less rounding: a factor 4."""
 
 SHARE = 0.25
-"""Lowering a program with rounded tensors may flip roundings that lie on a tie, and no more: it
-may add a quarter of the error power that the rounding itself had brought (-6 dB)."""
+"""Lowering a program with rounded tensors may flip roundings that lie on a tie, and no more. A flip
+moves a value as far as rounding does, so by at most the largest error that rounding had brought;
+and flips are few, so that together they add at most a quarter of its error power (-6 dB)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
     """Limits for the difference of two answers; `text` is what a table shows, `reason` its why.
 
-    `max_abs` holds per output, in the output's unit. `sqnr_db` and `cosine` hold for every float
+    `max_abs` and `rms` hold per output, in the output's unit. `sqnr_db` and `cosine` hold for every float
     output; `equal` is the share of values that must be equal in outputs of integers, and `still`
     names those that may not move at all if they hold integers.
     """
@@ -30,6 +31,7 @@ class Bar:
     text: str
     reason: str
     max_abs: Mapping[str, float] = field(default_factory=dict)
+    rms: Mapping[str, float] = field(default_factory=dict)
     sqnr_db: float | None = None
     cosine: float | None = None
     equal: float | None = None
@@ -43,12 +45,14 @@ class Bar:
         if found.fault:
             yield found.fault
             return
-        limit = self.max_abs.get(found.output)
-        if limit is not None and not found.max_abs <= limit:
-            yield (
-                f"max abs {found.max_abs:.3g} > {limit:.3g} "
-                f"({found.max_abs / limit if limit else float('inf'):.3g} times the bar)"
-            )
+        for name, limits, value in (
+            ("max abs", self.max_abs, found.max_abs),
+            ("rms", self.rms, found.rms),
+        ):
+            limit = limits.get(found.output)
+            if limit is not None and not value <= limit:
+                times = value / limit if limit else float("inf")
+                yield f"{name} {value:.3g} > {limit:.3g} ({times:.3g} times the bar)"
         if found.integer:
             share = found.agreement if found.agreement is not None else 0.0
             least = 1.0 if found.output in self.still else self.equal
@@ -63,16 +67,23 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The bars of a run. `sqnr_db` and `cosine` are for what quantization and rounding may cost.
+    """The bars of a run. `sqnr_db` and `equal` are for what quantization and rounding may cost.
 
     The default of 20 dB lets the error have a tenth of the answer's own magnitude. Healthy int8
     networks stay above it; a wrong scale, axis or zero point falls far below.
     """
 
     sqnr_db: float = 20.0
-    cosine: float = 0.99
     equal: float = 0.9
     noise_factor: float = NOISE_FACTOR
+
+    @property
+    def cosine(self) -> float:
+        """The cosine that goes with `sqnr_db`, 0.99 at 20 dB.
+
+        An error at a right angle to the answer, at that power p, leaves 1 - p/2: half the room.
+        """
+        return float(1 - 10 ** (-self.sqnr_db / 10))
 
     def noise(self, floor: Mapping[str, Floor]) -> Bar:
         """Return the bar for steps that should change nothing: the original's own rounding."""
@@ -101,16 +112,17 @@ class Policy:
 
         An output that rounding moved by less than the noise floor is held to the floor.
         """
-        eps = float(np.finfo(np.float32).eps)
-        worst = {d.output: d.max_abs for d in rounded}
-        limits = {
-            n: max(self.noise_factor * max(f.max_abs, eps * f.peak), SHARE**0.5 * worst.get(n, 0.0))
-            for n, f in floor.items()
-        }
+        noise = self.noise(floor).max_abs
+        so_far = {d.output: d for d in rounded}
+        worst = {n: max(noise[n], so_far[n].max_abs) for n in noise if n in so_far}
+        power = {n: max(noise[n], SHARE**0.5 * so_far[n].rms) for n in noise if n in so_far}
         return Bar(
-            "half the loss so far", "lowering may flip ties of the rounding, no more", limits,
+            "half the loss so far",
+            "lowering may flip ties of the rounding, no more",
+            {**noise, **worst},
+            power,
             equal=self.equal,
-        )  # fmt: skip
+        )
 
 
 def _still(floor: Mapping[str, Floor]) -> frozenset[str]:

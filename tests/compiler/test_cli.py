@@ -21,6 +21,7 @@ import npuc
 from npuc import errors, listing, plugins
 from npuc.cli import cli, main
 from npuc.doctor import Check
+from npuc.policy import Policy
 from npuc.targets.base import Toolchain
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -135,6 +136,7 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     options = "--precision int8 --dim n=1 --dim s=12 --input x:1x3:float32 --model a.b:c --eval"
     options += " --model-path src --calibration c --samples s --observer mse --opset 18 --skip n1"
     options += " --cpu aarch64 --fallback ort --require-vendor --dump d --timeout 9 --trust-pickle"
+    options += " --min-sqnr 25"
     words = ["compile", "m.pt", "-t", "cpu,atom", "--target", "cpu", *options.split(), "-q"]
     assert main(words) == 0
     ((args, kwargs),) = calls
@@ -160,6 +162,7 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "skip": ("n1",),
         "dump": Path("d"),
         "timeout": 9.0,
+        "policy": Policy(sqnr_db=25.0),
     }
 
 
@@ -190,8 +193,10 @@ def test_verify_passes_on_and_returns_the_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = stub(monkeypatch, Report(6))
-    assert main(["verify", "a.npuc", "--samples", "s", "--against", "m.pt"]) == 6
-    assert calls == [((Path("a.npuc"),), {"samples": Path("s"), "against": Path("m.pt")})]
+    words = ["verify", "a.npuc", "--samples", "s", "--against", "m.pt", "--min-sqnr", "9"]
+    assert main(words) == 6
+    passed_on = {"samples": Path("s"), "against": Path("m.pt"), "policy": Policy(sqnr_db=9.0)}
+    assert calls == [((Path("a.npuc"),), passed_on)]
     assert capsys.readouterr().out == "table of 6\n"
     assert main(["verify", "a.npuc", "--json"]) == 6
     assert json.loads(capsys.readouterr().out)["passed"] is False

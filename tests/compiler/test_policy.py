@@ -56,7 +56,7 @@ def test_loss_limits_sqnr_and_cosine() -> None:
     assert bar.faults([replace(GOOD, sqnr_db=20.0, cosine=0.99, max_abs=1e9)]) == ()
     faults = bar.faults([replace(GOOD, sqnr_db=19.94, cosine=0.98999)])
     assert faults == ("y: SQNR 19.9 dB < 20.0 dB", "y: cosine 0.98999 < 0.99")
-    assert Policy(sqnr_db=30, cosine=0.5).loss().faults([replace(GOOD, sqnr_db=29)]) == (
+    assert Policy(sqnr_db=30).loss().faults([replace(GOOD, sqnr_db=29)]) == (
         "y: SQNR 29.0 dB < 30.0 dB",
     )
 
@@ -96,11 +96,12 @@ def test_integers_that_rounding_does_not_move_may_not_move_at_all() -> None:
 
 
 def test_lowering_may_add_a_quarter_of_the_errors_power() -> None:
-    rounded = [replace(GOOD, max_abs=0.1)]
+    rounded = [replace(GOOD, max_abs=0.1, rms=0.02)]
     bar = Policy().lowering(rounded, NOISE)
-    assert bar.max_abs["y"] == pytest.approx(SHARE**0.5 * 0.1) == pytest.approx(0.05)
-    assert bar.faults([replace(GOOD, max_abs=0.0499)]) == ()
-    assert bar.faults([replace(GOOD, max_abs=0.0501)])
+    assert bar.rms["y"] == pytest.approx(SHARE**0.5 * 0.02) == pytest.approx(0.01)
+    assert bar.faults([replace(GOOD, max_abs=0.0999, rms=0.0099)]) == ()
+    assert "rms 0.0101 > 0.01" in bar.faults([replace(GOOD, max_abs=0.0999, rms=0.0101)])[0]
+    assert "max abs 0.101 > 0.1" in bar.faults([replace(GOOD, max_abs=0.101, rms=0.0099)])[0]
 
 
 def test_lowering_what_rounding_hardly_moved_is_held_to_the_noise() -> None:
