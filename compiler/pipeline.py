@@ -1,5 +1,6 @@
 """The whole of npuc: load → export → passes → quantize → lower → artifact → report."""
 
+import difflib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -272,6 +273,11 @@ def _quantize(program: Program, profile: Profile, job: _Job) -> Pass:
     scheme = profile.int_scheme
     if scheme is None:
         raise UsageError(f"target {profile.name!r} has no integer scheme")
+    names = [node.name or "" for node in program.model.graph.all_nodes()]
+    if unknown := [name for name in job.skip if name not in names]:
+        near = [f"did you mean {n!r}?" for n in difflib.get_close_matches(unknown[0], names, 1)]
+        hint = "".join(near) or "--dump FOLDER writes every program"
+        raise UsageError(f"--skip: there is no node {', '.join(map(repr, unknown))}", hint=hint)
     job.progress.stage(f"calibrate for {profile.name}")
     reference = job.validator.reference
     calls = _parts(reference.calibration[:CALIBRATION], program, job.validator.exported)

@@ -131,3 +131,28 @@ def npz(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A net as npuc.save writes it: three calls of 8 with answers, four for calibration."""
+    from npuc import record
+
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("recorded") / "net.pt"
+    calls = [torch.randn(8, 1, 6, 6) for _ in range(7)]
+    record.save(
+        make_net(), calls[0], path, samples=calls[:3], calibration=calls[3:],
+        dynamic_shapes={"x": {0: "batch"}},
+    )  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="session")
+def artifacts(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """`recorded`, compiled for each target with its defaults. Tests must not write to them."""
+    from npuc import pipeline
+
+    folder = tmp_path_factory.mktemp("artifacts")
+    done = pipeline.compile(recorded, target=["cpu", "atom"], output=folder)
+    return {c.report.target: c.artifact_path for c in done}
