@@ -1,8 +1,11 @@
-"""Keep what torch prints to logs and warnings off the user's terminal."""
+"""Keep what libraries print to logs, warnings and streams off the user's terminal."""
 
 import contextlib
 import io
 import logging
+import os
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 
@@ -25,3 +28,17 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def native_quiet() -> Iterator[None]:
+    """Silence what compiled code writes to the process's stderr, past Python's streams."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as sink:
+            os.dup2(sink.fileno(), 2)
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)

@@ -11,6 +11,7 @@ from npuc.passes.base import Pass, Result
 from npuc.passes.graphs import infer_types
 from npuc.profile import Profile
 from npuc.program import PROTO_LIMIT
+from npuc.quiet import native_quiet
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Simplify(Pass):
         metadata = dict(model.metadata_props)
         _strip(model)
         try:
-            proto, _ = onnxsim.simplify(ir.to_proto(model))
+            with native_quiet():  # its C++ core warns of every constant it cannot fold
+                proto, _ = onnxsim.simplify(ir.to_proto(model))
         except Exception as error:  # its C++ core raises whatever it meets
             raise PassError(f"onnxsim failed: {_first_line(error)}") from error
         simple = ir.from_proto(proto)
