@@ -132,6 +132,93 @@ def test_a_bidirectional_lstm_with_a_dynamic_batch() -> None:
     _same(program, loaded, torch.randn(3, 7, 4))
 
 
+class Ends(nn.Module):
+    """The last states of both directions, or a vote of every step."""
+
+    def __init__(self, kind: type[nn.Module], votes: bool) -> None:
+        super().__init__()
+        self.rnn = kind(4, 5, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(10, 3)
+        self.votes = votes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        steps, last = self.rnn(x)
+        last = last[0] if isinstance(last, tuple) else last
+        out: torch.Tensor = self.head(steps if self.votes else torch.cat([last[0], last[1]], 1))
+        return out.mean(1) if self.votes else out
+
+
+@pytest.mark.parametrize("votes", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_models_from_an_example_of_one(kind: type[nn.Module], votes: bool) -> None:
+    """Batch alone, then steps as well, then batch again: torch keeps caches between captures."""
+    for axes in ({0: "batch"}, {0: "batch", 1: "time"}, {0: "batch"}):
+        steps = 1 if 1 in axes else 7
+        program, loaded = _program(Ends(kind, votes), torch.randn(1, steps, 4), shapes={"x": axes})
+        assert program.symbols == tuple(axes.values())
+        assert program.outputs[0].shape == ("batch", 3)
+        assert kind.__name__ in {n.op_type for n in program.model.graph}
+        assert not {"Loop", "Scan"} & {n.op_type for n in program.model.graph}
+        for batch in (1, 2, 5):
+            for count in (1, 7, 16) if 1 in axes else (7,):
+                _same(program, loaded, torch.randn(batch, count, 4))
+
+
+def test_a_recurrent_program_with_dynamic_steps_survives_its_file(tmp_path: Path) -> None:
+    import npuc
+
+    x = torch.randn(1, 6, 4)
+    shapes = {"x": {0: "batch", 1: "time"}}
+    reference = npuc.save(Ends(nn.LSTM, True).eval(), x, tmp_path / "m.pt", dynamic_shapes=shapes)
+    assert reference.samples[0]["x"].shape == (1, 6, 4)
+    loaded = load(tmp_path / "m.pt")
+    assert loaded.args[0].shape == (1, 6, 4)
+    program = export(loaded)
+    assert program.symbols == ("batch", "time")
+    _same(program, loaded, torch.randn(3, 9, 4))
+
+
+class One(nn.Module):
+    def __init__(self, branch: bool) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] != 1:
+            raise ValueError("one at a time")
+        return x * 2 if not self.branch or x.sum() > 0 else x
+
+
+def test_a_model_that_takes_size_one_only_is_captured_at_one() -> None:
+    x = torch.randn(1, 3)
+    program, loaded = _program(One(False), x, shapes={"x": {0: "batch"}})
+    assert loaded.captured.program.example_inputs[0][0].shape == x.shape == (1, 3)
+    _same(program, loaded, torch.randn(1, 3))
+
+
+def test_a_refusal_is_told_of_the_example_that_was_given() -> None:
+    with pytest.raises(ExportError, match="branches on the value of a tensor") as caught:
+        capture(One(True).eval(), (torch.randn(1, 3),), {}, {"x": {0: "batch"}})
+    assert "one at a time" not in str(caught.value)
+
+
+def test_one_name_grows_alike_in_every_input() -> None:
+    from npuc.grown import grown
+
+    class Two(nn.Module):
+        def forward(self, a: torch.Tensor, b: dict[str, Any]) -> torch.Tensor:
+            return a
+
+    a, b, c = torch.zeros(1, 3), torch.zeros(4, 1), torch.zeros(1)
+    shapes = {"a": {0: "n"}, "b": {"p": {0: "m", 1: "n"}, "q": (torch.export.Dim.AUTO,)}}
+    larger = grown(Two(), (a,), {"b": {"p": b, "q": c}}, shapes)
+    assert larger is not None
+    (first,), kwargs = larger
+    assert first.shape == (2, 3) and a.shape == (1, 3)
+    assert kwargs["b"]["p"].shape == (4, 2) and kwargs["b"]["q"] is c
+    assert grown(Two(), (torch.zeros(2, 3),), {"b": {"p": b, "q": c}}, shapes) is None
+
+
 def test_nodes_say_where_they_come_from(net: Any) -> None:
     program, _ = _program(net, torch.randn(1, 1, 6, 6))
     gemm = next(n for n in program.model.graph if n.op_type == "Gemm")
