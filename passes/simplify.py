@@ -19,10 +19,10 @@ class Simplify(Pass):
     """model  ⇒  onnxsim(model)
 
     No formula: onnxsim applies rewrites of its own. Its word that the result is right is not
-    taken (it bakes the batch into recurrent models and reports success): the pass is optional
-    and stands or falls with the parity check at several sizes.
+    taken (it bakes in inner shapes that a file declares wrongly, and reports success): the pass
+    is optional and stands or falls with the parity check at several sizes.
 
-    Shapes and metadata are stripped first: stale ones stop onnxsim. Refuses a model beyond
+    Inner shapes and metadata are stripped first, since stale ones stop or mislead it. Refuses a model beyond
     protobuf's 2 GiB. Raises `PassError` where onnxsim fails or loses a port.
     """
 
