@@ -48,7 +48,7 @@ def quantize(source: Path, target: Path, calls: Sequence[Call]) -> None:
         def __init__(self) -> None:
             self._calls = iter(calls)
 
-        def get_next(self) -> Call | None:
+        def get_next(self) -> Any:  # None after the last
             return next(self._calls, None)
 
     static(
@@ -61,7 +61,7 @@ def answers(path: Path, calls: Sequence[Call]) -> list[np.ndarray[Any, Any]]:
     """Run a model on every call, as ONNX Runtime runs it by default."""
     import onnxruntime as ort
 
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session: Any = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return [session.run(None, call)[0] for call in calls]
 
 

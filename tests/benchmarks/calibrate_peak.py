@@ -44,7 +44,7 @@ def with_ort(path: Path, count: int) -> int:
         def __init__(self) -> None:
             self._calls = draw(count)
 
-        def get_next(self) -> Call | None:
+        def get_next(self) -> Any:  # None after the last
             return next(self._calls, None)
 
     target = path.with_name(f"ort-{count}.onnx")

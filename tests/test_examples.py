@@ -1,0 +1,64 @@
+"""Every example runs as its text says, in an empty folder, and leaves what it promises."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+NPUC = Path(sys.executable).with_name("npuc")
+PASSED = "PASSED: every step answers like the original, within its bar"
+
+
+def _run(folder: Path, *command: str | Path, env: Mapping[str, str] | None = None) -> str:
+    """Run a command in `folder` and return what it prints; its failure shows all of it."""
+    done = subprocess.run(
+        [str(word) for word in command], cwd=folder, env={**os.environ, **(env or {})},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _stages(printed: str) -> list[str]:
+    """Return the first words of the lines between each table's rule and the next empty line."""
+    tables = [part.split("\n\n")[0] for part in printed.split("\n---")[1:]]
+    return [line.split()[0] for table in tables for line in table.splitlines()[1:]]
+
+
+def test_train_save_compile_and_gate(tmp_path: Path) -> None:
+    printed = _run(tmp_path, sys.executable, EXAMPLES / "01_train_and_save.py").splitlines()
+    assert float(printed[0].removeprefix("accuracy ")) > 0.85  # untrained: 0.1
+    assert printed[1] == "saved digits.pt; next: npuc compile digits.pt --target atom"
+
+    words = printed[1].split("next: npuc ")[1].replace("atom", "atom,cpu").split()
+    printed_by_npuc = _run(tmp_path, NPUC, *words, "--quiet")
+    assert printed_by_npuc.count(PASSED) == 2
+    assert "reference: recorded by npuc.save" in printed_by_npuc
+    stages = _stages(printed_by_npuc)
+    assert stages.count("exported") == stages.count("artifact") == 2
+    assert stages.count("quantize") == 1  # atom is int8 by default, cpu is float
+    assert {p.name for p in tmp_path.glob("*.npuc")} == {"digits.atom.npuc", "digits.cpu.npuc"}
+
+    gate = EXAMPLES / "04_gate_a_merge" / "test_deploy.py"
+    # -c: this project's pytest settings are not those of a user's repository.
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    command = (sys.executable, "-m", "pytest", "-c", "pytest.ini", "--rootdir=.", "-q", gate)
+    verdict = _run(tmp_path, *command, env={"MODEL": str(tmp_path / "digits.pt")})
+    assert "2 passed" in verdict
+
+
+def test_compile_from_python(tmp_path: Path) -> None:
+    printed = _run(tmp_path, sys.executable, EXAMPLES / "02_compile_from_python.py", "built")
+    assert printed.count(PASSED) == 2
+    arrows = [line.removeprefix("→ ") for line in printed.splitlines() if line.startswith("→ ")]
+    assert arrows == ["built/model.cpu.npuc", "built/model.atom.npuc"]
+    assert all((tmp_path / artifact).is_file() for artifact in arrows)
+
+
+def test_an_onnx_file_with_data(tmp_path: Path) -> None:
+    printed = _run(tmp_path, sys.executable, EXAMPLES / "03_onnx_file.py")
+    assert PASSED in printed
+    assert {"exported", "quantize", "artifact"} <= set(_stages(printed))
+    assert PASSED in _run(tmp_path, NPUC, "verify", "out/digits.npuc")
