@@ -9,7 +9,7 @@ from npuc import answers
 from npuc import reference as references
 from npuc import samples as sampling
 from npuc.answers import Reference
-from npuc.errors import ParityError
+from npuc.errors import ParityError, UsageError
 from npuc.load import Loaded
 from npuc.program import Program, Tensors
 from npuc.runners import OnnxRunner
@@ -37,12 +37,27 @@ def find(
 
 
 def read(calls: Calls, program: Program) -> tuple[Tensors, ...]:
-    """Read calls from files, or check those in memory; raises `UsageError` for all that misfit."""
+    """Read calls from files, or check those in memory; raises `UsageError` for misfits and NaN."""
     if isinstance(calls, str | Path):
-        return tuple(sampling.load_inputs(Path(calls), program.inputs))
-    for call in calls:
+        found = tuple(sampling.load_inputs(Path(calls), program.inputs))
+    else:
+        found = tuple(calls)
+    for call in found:
         sampling.bind_check(call, program)
-    return tuple(calls)
+    # Not Inf, which a mask may hold: NaN is nothing that an answer could be compared on.
+    faults = [
+        f"call {index}: {name} holds {bad} NaN"
+        for index, call in enumerate(found)
+        for name, array in call.items()
+        if (bad := int((array != array).sum()))
+    ]
+    if faults:
+        place = f"{calls}: " if isinstance(calls, str | Path) else ""
+        raise UsageError(
+            f"{place}inputs that are no numbers:\n  " + "\n  ".join(faults),
+            hint="leave these calls out, or find out where their NaN comes from",
+        )
+    return found
 
 
 def native(loaded: Loaded) -> Callable[[Tensors], Tensors] | None:
