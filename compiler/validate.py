@@ -51,7 +51,8 @@ class Validator:
         """Compare the programs around a pass; raises `ParityError` where an exact one moved."""
         self.progress.stage(f"check {item.name}")
         old = self._answers(before)
-        same = before.serialized() is not None and before.serialized() == after.serialized()
+        proto = before.serialized()
+        same = proto is not None and proto == after.serialized()
         new = old if same else self._run(OnnxRunner(after, item.name), after)
         step = differences(_flat(old[: len(new)]), _flat(new), self.ties)
         original = self._original(new[0])
