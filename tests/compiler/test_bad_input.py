@@ -101,7 +101,7 @@ def nan_onnx(folder: Path) -> Sequence[str]:
     return compile_net(model="nan.onnx")
 
 
-def calls(option: str, **arrays: np.ndarray) -> Make:  # type: ignore[type-arg]
+def calls(option: str, **arrays: np.ndarray) -> Make:
     def make(folder: Path) -> Sequence[str]:
         np.savez(folder / "calls.npz", **arrays)  # type: ignore[arg-type]
         return compile_net(option, "calls.npz")

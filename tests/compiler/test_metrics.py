@@ -15,7 +15,7 @@ from npuc.metrics import Difference, differences, has_choice, sqnr
 Array = np.ndarray[Any, Any]
 
 
-def one(ref: object, got: object, ties: float = 0.0, dtype: object = np.float32) -> Difference:
+def one(ref: object, got: object, ties: float = 0.0, dtype: Any = np.float32) -> Difference:
     """Compare one call of one output."""
     a, b = (v if isinstance(v, np.ndarray) else np.array(v, dtype) for v in (ref, got))
     (found,) = differences([{"y": a}], [{"y": b}], ties)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from npuc import originals, record
+from npuc.answers import Reference
 from npuc.errors import UsageError
 from npuc.export import export
 from npuc.load import Loaded, load
@@ -93,17 +94,15 @@ def test_calibration_given_leaves_the_recorded_answers(
 def test_calls_that_do_not_fit(model: tuple[Loaded, Program], call: Tensors, words: str) -> None:
     name = name_of(model[1])
     call = {name if k == "input" else k: v for k, v in call.items()}
-    for kwargs in (
-        {"samples": [call], "calibration": None},
-        {"samples": None, "calibration": [call]},
-    ):
-        with pytest.raises(UsageError, match=words):
-            originals.find(*model, **kwargs)
+    with pytest.raises(UsageError, match=words):
+        originals.find(*model, [call], None)
+    with pytest.raises(UsageError, match=words):
+        originals.find(*model, None, [call])
 
 
 def bind(
     model: tuple[Loaded, Program], dims: Mapping[str, int]
-) -> tuple[Mapping[str, int], originals.Reference]:
+) -> tuple[Mapping[str, int], Reference]:
     reference = originals.find(*model, None, None)
     return originals.bind(*model, reference, dims)
 
@@ -120,7 +119,7 @@ def test_a_recorded_batch_is_cut_where_it_divides(model: tuple[Loaded, Program])
     loaded, program = model
     for size in (1, 2, 4):
         bound, reference = bind(model, {"batch": size})
-        assert bound == {"batch": size} and reference is loaded.reference
+        assert bound == {"batch": size} and loaded.reference is reference
         fixed = run(program, standard(bound), ANY)
         cut = originals.cut(reference, fixed, program, 5)
         assert len(cut.samples) == len(cut.outputs) == min(5, 24 // size)

@@ -226,7 +226,7 @@ class Wrong(Pass):
         """Insert the factor behind the output."""
         value = model.graph.outputs[0]
         tensor = ir.tensor(np.array(self.factor, np.float32), name="wrong_factor")
-        held = ir.Value(name="wrong_factor", shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+        held = ir.Value(name="wrong_factor", shape=ir.Shape([]), type=ir.TensorType(tensor.dtype))
         held.const_value = tensor
         model.graph.register_initializer(held)
         name, value.name = value.name, "wrong_inner"

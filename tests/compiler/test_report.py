@@ -17,11 +17,15 @@ from npuc.policy import Bar
 from npuc.report import SCHEMA, Report, Row, describe
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "report.txt"
+NAN = math.nan
 EXACT = Difference("y", 0.0, 0.0, 0.0, 4.0, math.inf, 1.0, 1.0, 8)
 NEAR = Difference("y", 1e-6, 1e-6, 1e-7, 4.0, 132.1, 0.99999999, 1.0, 8)
 LOSSY = Difference("y", 0.25, 0.5, 0.1, 4.0, 21.25, 0.9925, 0.875, 8)
 OTHER = Difference("z", 3.0, 9.0, 1.0, 4.0, 12.5, 0.9, None, 0)
-BROKEN = Difference("y", *[math.nan] * 6, None, 0, "shape (1,), expected (2,)")
+BROKEN = replace(
+    EXACT, max_abs=NAN, max_rel=NAN, rms=NAN, peak=NAN, sqnr_db=NAN, cosine=NAN, agreement=None,
+    rows=0, fault="shape (1,), expected (2,)",
+)  # fmt: skip
 NOISE = Bar("8x noise", "rounding", {"y": 1e-5})
 LOSS = Bar("SQNR >= 20 dB of original", "the policy", sqnr_db=20.0)
 

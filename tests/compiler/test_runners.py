@@ -25,7 +25,7 @@ def build(text: str) -> Program:
     return Program.from_model(ir.from_proto(proto))
 
 
-def call(rows: int = 3) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def call(rows: int = 3) -> dict[str, np.ndarray]:
     x = np.arange(4 * rows, dtype=np.float32).reshape(rows, 4) - 2
     return {"x": x, "at": np.array([3, 1])}
 

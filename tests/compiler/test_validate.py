@@ -29,7 +29,7 @@ def append(model: ir.Model, output: str, op: str, array: np.ndarray[Any, Any]) -
     """Put a node with one constant between an output and what made it."""
     count = len(model.graph)  # makes names that no earlier call took
     tensor = ir.tensor(array, name=f"{output}_constant_{count}")
-    held = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+    held = ir.Value(name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
     held.const_value = tensor
     model.graph.register_initializer(held)
     index = next(i for i, v in enumerate(model.graph.outputs) if v.name == output)
