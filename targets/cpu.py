@@ -40,6 +40,7 @@ class Cpu:
             placement=done.placement,
             notes=done.notes,
             settings={"cpu": options.cpu, "fallback": options.fallback},
+            runs_here=done.runs_here,
         )
 
     def runner(self, files: Mapping[str, bytes], program: Program) -> Runner:

@@ -43,7 +43,7 @@ def refuse(found: Mapping[ir.Node, str]) -> UnsupportedError:
     lines = [f"{len(found)} operators cannot be lowered through TVM:"]
     for (name, reason), nodes in groups.items():
         more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
-        lines.append(f"  {name} ×{len(nodes)}: {reason} ({', '.join(nodes[:3])}{more})")
+        lines.append(f"  {name} x{len(nodes)}: {reason} ({', '.join(nodes[:3])}{more})")
     return UnsupportedError("\n".join(lines), hint="run them in ONNX Runtime: --fallback ort")
 
 

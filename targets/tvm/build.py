@@ -11,6 +11,7 @@ from npuc.targets.tvm.linker import Linker, link
 def compile_module(module: Any, level: Level) -> Any:
     """Legalise, schedule and compile a Relax module; returns TVM's executable."""
     import tvm
+
     from npuc.targets.tvm import legalize
 
     target = level.target()

@@ -102,12 +102,19 @@ def _resize(node: ir.Node) -> str:
         return "axes or keep_aspect_ratio_policy"
     if _attribute(node, "antialias", 0):
         return "antialias"
-    mode, place = text(node, "mode", "nearest"), text(
-        node, "coordinate_transformation_mode", "half_pixel"
+    mode, place = (
+        text(node, "mode", "nearest"),
+        text(node, "coordinate_transformation_mode", "half_pixel"),
     )
-    if mode not in ("nearest", "linear") or place not in ("half_pixel", "asymmetric", "align_corners"):
+    if mode not in ("nearest", "linear") or place not in (
+        "half_pixel",
+        "asymmetric",
+        "align_corners",
+    ):
         return f"mode {mode} with {place}"
-    if any(after < before or after % before for before, after in zip(data[2:], result[2:], strict=True)):
+    if any(
+        after < before or after % before for before, after in zip(data[2:], result[2:], strict=True)
+    ):
         return "only to a whole multiple of the size"
     if mode == "nearest" and place == "align_corners":
         return "nearest with align_corners"
@@ -115,9 +122,7 @@ def _resize(node: ir.Node) -> str:
 
 
 def _quantization(node: ir.Node) -> str:
-    data, codes = node.inputs[0], node.outputs[0]
-    if node.op_type == "DequantizeLinear":
-        data, codes = codes, node.inputs[0]
+    codes = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
     allowed = BYTE | ({T.INT32} if node.op_type == "DequantizeLinear" else frozenset())
     if codes is None or codes.dtype not in allowed:
         return f"codes of type {codes.dtype if codes is not None else None}"
@@ -197,30 +202,82 @@ def _reduction(node: ir.Node) -> str:
         return "noop_with_empty_axes without axes"
     return _known(1)(node)
 
+
 ALLOWED: dict[str, Rule] = {
     **dict.fromkeys(
-        """Acos Acosh Asin Asinh Atan Atanh Ceil Cos Elu Erf Exp Floor Gelu GlobalAveragePool
-        GlobalMaxPool HardSigmoid HardSwish IsNaN LeakyRelu Log LogSoftmax Mish PRelu Reciprocal
-        Relu Round Selu Sigmoid Sin Softmax Softplus Softsign Sqrt Tan Tanh
-        ThresholdedRelu Hardmax InstanceNormalization LRN Einsum Mean Sum""".split(),
+        [
+            "Acos",
+            "Acosh",
+            "Asin",
+            "Asinh",
+            "Atan",
+            "Atanh",
+            "Ceil",
+            "Cos",
+            "Elu",
+            "Erf",
+            "Exp",
+            "Floor",
+            "Gelu",
+            "GlobalAveragePool",
+            "GlobalMaxPool",
+            "HardSigmoid",
+            "HardSwish",
+            "IsNaN",
+            "LeakyRelu",
+            "Log",
+            "LogSoftmax",
+            "Mish",
+            "PRelu",
+            "Reciprocal",
+            "Relu",
+            "Round",
+            "Selu",
+            "Sigmoid",
+            "Sin",
+            "Softmax",
+            "Softplus",
+            "Softsign",
+            "Sqrt",
+            "Tan",
+            "Tanh",
+            "ThresholdedRelu",
+            "Hardmax",
+            "InstanceNormalization",
+            "LRN",
+            "Einsum",
+            "Mean",
+            "Sum",
+        ],
         Rule(FLOAT),
     ),
-    **dict.fromkeys("Abs Neg Sign Add Sub Mul Div Min Max".split(), Rule(NUMBER, _same_type)),
-    **dict.fromkeys("Less LessOrEqual Greater GreaterOrEqual".split(), Rule(NUMBER, _same_type)),
-    **dict.fromkeys("And Or Xor Not".split(), Rule(TRUTH)),
     **dict.fromkeys(
-        "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMean ReduceSumSquare".split(),
+        ["Abs", "Neg", "Sign", "Add", "Sub", "Mul", "Div", "Min", "Max"], Rule(NUMBER, _same_type)
+    ),
+    **dict.fromkeys(["Less", "LessOrEqual", "Greater", "GreaterOrEqual"], Rule(NUMBER, _same_type)),
+    **dict.fromkeys(["And", "Or", "Xor", "Not"], Rule(TRUTH)),
+    **dict.fromkeys(
+        [
+            "ReduceL1",
+            "ReduceL2",
+            "ReduceLogSum",
+            "ReduceLogSumExp",
+            "ReduceMean",
+            "ReduceSumSquare",
+        ],
         Rule(FLOAT, _reduction),
     ),
-    **dict.fromkeys("ReduceMax ReduceMin ReduceSum ReduceProd".split(), Rule(NUMBER, _reduction)),
-    **dict.fromkeys("ArgMax ArgMin".split(), Rule(FLOAT)),
-    **dict.fromkeys("Identity Transpose Flatten Concat".split(), Rule(ANY)),
-    **dict.fromkeys("Reshape Expand Tile Squeeze Unsqueeze".split(), Rule(ANY, _known(1))),
+    **dict.fromkeys(
+        ["ReduceMax", "ReduceMin", "ReduceSum", "ReduceProd"], Rule(NUMBER, _reduction)
+    ),
+    **dict.fromkeys(["ArgMax", "ArgMin"], Rule(FLOAT)),
+    **dict.fromkeys(["Identity", "Transpose", "Flatten", "Concat"], Rule(ANY)),
+    **dict.fromkeys(["Reshape", "Expand", "Tile", "Squeeze", "Unsqueeze"], Rule(ANY, _known(1))),
     "Gather": Rule(NUMBER | TRUTH),
     # A wrong index of these would read or write foreign memory: it must be known.
-    **dict.fromkeys("GatherElements GatherND".split(), Rule(NUMBER | TRUTH, _indices)),
+    **dict.fromkeys(["GatherElements", "GatherND"], Rule(NUMBER | TRUTH, _indices)),
     "ScatterND": Rule(NUMBER, _indices),
-    **dict.fromkeys("MaxPool AveragePool".split(), Rule(FLOAT, _all(_pool, _one_output))),
+    **dict.fromkeys(["MaxPool", "AveragePool"], Rule(FLOAT, _all(_pool, _one_output))),
     "DequantizeLinear": Rule(BYTE | {T.INT32}, _quantization),
     "QuantizeLinear": Rule(FLOAT, _quantization),
     "BatchNormalization": Rule(FLOAT, _batch_norm),

@@ -7,7 +7,7 @@ import numpy as np
 
 from npuc.targets.tvm import weights as w
 from npuc.targets.tvm.depthwise import Depthwise
-from npuc.targets.tvm.direct import Direct, pack
+from npuc.targets.tvm.direct import Direct, Finish, pack
 from npuc.targets.tvm.graph import Array, dtype_of, operator, shape_of
 from npuc.targets.tvm.integer import Integer
 from npuc.targets.tvm.plan import Plan
@@ -96,7 +96,8 @@ def _direct(p: Plan, g: Geometry, found: _Weights) -> bool:
     array = _by_input(found.array, g)
     x = p.input(_input(p, found))
     packed = p.weights(pack(array, p.level.lanes, max(dot, 1)))
-    start, finish, signed = None, p.finish, False
+    finish: Finish = p.finish
+    start, signed = None, False
     if found.integer is not None:
         signed = found.integer.signed
         start, finish = found.integer.prepare(p, array, p.level.lanes, shifted=dot == 4)
@@ -121,7 +122,8 @@ def _depthwise(p: Plan, g: Geometry, found: _Weights) -> bool:
         g = replace(g, fill=found.integer.activation.zero)
     x = p.input(_input(p, found))
     packed = p.weights(taps)
-    start, finish = None, p.finish
+    finish: Finish = p.finish
+    start = None
     if found.integer is not None:
         start, finish = found.integer.prepare(p, taps[None], 1, shifted=False)
     y = p.output()

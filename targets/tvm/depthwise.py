@@ -98,7 +98,14 @@ class _Job:
         k.store(self.y, d.finish(value, lanes_of(value), channel, out), out)
 
     def _tap(
-        self, total: list[Any], sources: list[Any], tap: Any, down: Any, across: Any, channel: Any, width: int
+        self,
+        total: list[Any],
+        sources: list[Any],
+        tap: Any,
+        down: Any,
+        across: Any,
+        channel: Any,
+        width: int,
     ) -> None:
         k, g = self.d.k, self.d.g
         weight = k.let(self._read(self.weights, tap * g.channels + channel, width))

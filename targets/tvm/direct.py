@@ -201,7 +201,9 @@ class _Job:
             for v in range(at.vectors)
         ]
         with k.loop(high) as row, k.loop(1 if merged else wide) as column:
-            x_tap = row * (g.dilation[0] * g.padded_w * g.pixel) + column * (g.dilation[1] * g.pixel)
+            x_tap = row * (g.dilation[0] * g.padded_w * g.pixel) + column * (
+                g.dilation[1] * g.pixel
+            )
             w_tap = (row * wide + column) * (per_pixel // dot) if not merged else row * steps
             x_tap, w_tap = k.let(x_tap), k.let(w_tap)
             if steps >= UNROLL:
@@ -228,7 +230,9 @@ class _Job:
     def _weights(self, index: Any) -> Any:
         d, k = self.d, self.d.k
         loaded = k.load(self.weights, index, k.level.lanes * max(d.dot, 1))
-        return cast(loaded, "int32") if d.dot == 1 and dtype_of(self.weights) != np.int32 else loaded
+        return (
+            cast(loaded, "int32") if d.dot == 1 and dtype_of(self.weights) != np.int32 else loaded
+        )
 
     def _value(self, index: Any) -> Any:
         """Read one pixel's next value, the same in every lane."""
@@ -261,7 +265,7 @@ class _Job:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Vectors of channels: `first` of a group's vectors, `vectors` of them, `columns` lanes used."""
+    """Vectors of channels: the first of a group's, how many, and how many lanes are used."""
 
     group: Any
     first: Any

@@ -23,6 +23,13 @@ OPAQUE = 8
 """TVM's pattern kind for functions that nothing may be fused into."""
 
 
+def tirx() -> Any:
+    """Return TVM's tensor IR; its annotations do not know the conversions it does."""
+    from tvm import tirx
+
+    return tirx
+
+
 class Kernel:
     """A function under construction. Tensors are flat; the last ones declared are outputs."""
 
@@ -35,7 +42,7 @@ class Kernel:
 
     def tensor(self, shape: Sequence[int], dtype: str) -> Any:
         """Declare a parameter and return a flat view of it."""
-        from tvm import tirx as t
+        t = tirx()
 
         size = 1
         for dim in shape:
@@ -48,7 +55,7 @@ class Kernel:
 
     def scratch(self, size: int, dtype: str) -> Any:
         """Allocate memory: on the stack below 1 KiB, where LLVM makes registers of it."""
-        from tvm import tirx as t
+        t = tirx()
 
         self._count += 1
         memory = t.decl_buffer((size,), dtype, f"s{self._count}", scope="global")
@@ -62,7 +69,7 @@ class Kernel:
     @contextmanager
     def loop(self, extent: Any, *, parallel: bool = False) -> Iterator[Any]:
         """Repeat what is written inside; yields the loop variable, or 0 for a single turn."""
-        from tvm import tirx as t
+        t = tirx()
 
         if isinstance(extent, int) and extent == 1 and not parallel:
             yield 0
@@ -92,7 +99,7 @@ class Kernel:
     @contextmanager
     def when(self, condition: Any) -> Iterator[None]:
         """Do what is written inside only where the condition holds."""
-        from tvm import tirx as t
+        t = tirx()
 
         self._blocks.append([])
         yield
@@ -101,7 +108,7 @@ class Kernel:
 
     def let(self, value: Any) -> Any:
         """Give a value a name, so that it is computed once."""
-        from tvm import tirx as t
+        t = tirx()
 
         if isinstance(value, int):
             return value
@@ -123,20 +130,20 @@ class Kernel:
 
     def load(self, memory: Any, index: Any, lanes: int = 1) -> Any:
         """Read `lanes` neighbours."""
-        from tvm import tirx as t
+        t = tirx()
 
         return t.BufferLoad(memory, [ramp(index, lanes)])
 
     def store(self, memory: Any, value: Any, index: Any) -> None:
         """Write as many neighbours as the value has lanes."""
-        from tvm import tirx as t
+        t = tirx()
 
         at = ramp(index, lanes_of(value))
         self._blocks[-1].append(t.BufferStore(memory, value, [at]))
 
     def finish(self) -> Any:
         """Return the function."""
-        from tvm import tirx as t
+        t = tirx()
 
         (body,) = self._blocks
         function = t.PrimFunc(self._params, _sequence([*self._views, *body]))
@@ -146,7 +153,7 @@ class Kernel:
 
 
 def _sequence(statements: list[Any]) -> Any:
-    from tvm import tirx as t
+    t = tirx()
 
     return statements[0] if len(statements) == 1 else t.SeqStmt(statements)
 
@@ -158,7 +165,7 @@ def dtype_of(memory: Any) -> np.dtype[Any]:
 
 def ramp(index: Any, lanes: int) -> Any:
     """Return the index of `lanes` neighbours."""
-    from tvm import tirx as t
+    t = tirx()
 
     index = t.IntImm("int32", index) if isinstance(index, int) else index
     return index if lanes == 1 else t.Ramp(index, 1, lanes)
@@ -171,21 +178,21 @@ def lanes_of(value: Any) -> int:
 
 def widen(value: Any, lanes: int) -> Any:
     """Repeat a scalar in every lane."""
-    from tvm import tirx as t
+    t = tirx()
 
     return value if lanes == 1 else t.Broadcast(value, lanes)
 
 
 def constant(value: float, dtype: str, lanes: int = 1) -> Any:
     """Return a number in every lane."""
-    from tvm import tirx as t
+    t = tirx()
 
     return widen(t.const(value, dtype), lanes)
 
 
 def cast(value: Any, dtype: str) -> Any:
     """Convert every lane."""
-    from tvm import tirx as t
+    t = tirx()
 
     lanes = lanes_of(value)
     return t.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
@@ -204,7 +211,7 @@ def pieces(count: int, lanes: int) -> list[tuple[int, int]]:
 
 def fma(a: Any, b: Any, c: Any) -> Any:
     """Return a·b + c, rounded once."""
-    from tvm import tirx as t
+    t = tirx()
 
     lanes = lanes_of(c)
     if lanes == 1:

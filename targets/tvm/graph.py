@@ -53,7 +53,11 @@ def number(expr: Any) -> Array | None:
     """Return a constant's array, or None for anything else."""
     from tvm import ir
 
-    return expr.value.numpy() if isinstance(expr, ir.GenericConst) else None
+    array: Array | None = None
+    if isinstance(expr, ir.GenericConst):
+        held: Any = expr
+        array = held.value.numpy()
+    return array
 
 
 def parts(expr: Any) -> Iterator[Any]:

@@ -26,7 +26,7 @@ def to_relax(model: ir.Model) -> Any:
         if node.domain == DOMAIN:
             node.op_type = f"{DOMAIN}.{node.op_type}"
     importer = _importer()
-    shapes = {v.name: [int(d) for d in v.shape] for v in model.graph.inputs if v.shape is not None}
+    shapes = {v.name: list(v.shape.numpy()) for v in model.graph.inputs if v.shape is not None}
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), warnings.catch_warnings():

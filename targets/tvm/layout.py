@@ -20,9 +20,40 @@ AXIS = (0, 3, 1, 2)
 """Where each NCHW axis is in NHWC."""
 
 ELEMENTWISE = frozenset(
-    """add subtract multiply divide maximum minimum power negative abs sqrt rsqrt exp log tanh erf
-    sigmoid floor ceil round clip where astype equal less greater less_equal greater_equal
-    nn.relu nn.leakyrelu nn.gelu nn.gelu_tanh nn.silu""".split()
+    [
+        "add",
+        "subtract",
+        "multiply",
+        "divide",
+        "maximum",
+        "minimum",
+        "power",
+        "negative",
+        "abs",
+        "sqrt",
+        "rsqrt",
+        "exp",
+        "log",
+        "tanh",
+        "erf",
+        "sigmoid",
+        "floor",
+        "ceil",
+        "round",
+        "clip",
+        "where",
+        "astype",
+        "equal",
+        "less",
+        "greater",
+        "less_equal",
+        "greater_equal",
+        "nn.relu",
+        "nn.leakyrelu",
+        "nn.gelu",
+        "nn.gelu_tanh",
+        "nn.silu",
+    ]
 )
 
 
@@ -109,7 +140,7 @@ class Layout(Walk):
             value = self.reshape(value, (1,) * (4 - len(shape)) + shape)
         return self._permute(value, TO_NHWC)
 
-    def reshape(self, value: Any, shape: tuple[int, ...]) -> Any:
+    def reshape(self, value: Any, shape: Any) -> Any:
         """Emit a reshape."""
         from tvm import relax
 
@@ -230,10 +261,11 @@ def _resize(walk: Layout, var: Any, expr: Any) -> Any:
     if not walk.is_nhwc(expr.args[0]):
         return None
     a = expr.attrs
+    roi: Any = [float(v) for v in a.roi]
     resized = relax.op.image.resize2d(
         walk.nhwc(expr.args[0]),
         size=expr.args[1],
-        roi=[float(v) for v in a.roi],
+        roi=roi,
         layout="NHWC",
         method=a.method,
         coordinate_transformation_mode=a.coordinate_transformation_mode,

@@ -10,10 +10,11 @@ from npuc.targets.tvm.graph import dtype_of
 def run(module: Any, level: Level) -> Any:
     """Replace every operator by a call of a TensorIR function, and fuse elementwise chains."""
     import tvm
+    from tvm.relax import transform as t
+
     from npuc.targets.tvm.constants import FoldConstants
     from npuc.targets.tvm.layout import Layout
     from npuc.targets.tvm.select import Select
-    from tvm.relax import transform as t
 
     module = t.DecomposeOpsForInference()(module)
     module = FoldConstants(module).run()

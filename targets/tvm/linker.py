@@ -16,7 +16,7 @@ from npuc.errors import ToolchainError
 _HINT = "install a C++ linker: pip install ziglang, or your system's g++ or clang"
 _TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 TIMEOUT = 600.0
-"""Seconds one link may take: zig builds its C library on first use, minutes on a slow machine."""
+"""Seconds one link may take: gigabytes of weights pass through it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class Linker:
     name: str
     version: str
     command: tuple[str, ...]
+    options: tuple[str, ...] = ("-fPIC", "-Wl,--build-id=none", "-Wl,-z,noexecstack")
+    """What keeps builds out of each other's bytes, in this program's spelling."""
 
 
 def find_linker(arch: str = "", *, host: str = "") -> Linker:
@@ -46,7 +48,10 @@ def find_linker(arch: str = "", *, host: str = "") -> Linker:
     if importlib.util.find_spec("ziglang") is not None:
         command = (sys.executable, "-m", "ziglang")
         version = _version((*command, "version"))
-        return Linker("zig", version, (*command, "c++", "-target", triple))
+        # The linker alone: as a compiler, zig would first build a C library, for minutes.
+        return Linker(
+            "zig", version, (*command, "ld.lld"), ("--build-id=none", "-z", "noexecstack")
+        )
     raise ToolchainError(
         f"no linker for {arch}: neither {' nor '.join(names)} nor ziglang", hint=_HINT
     )
@@ -56,15 +61,14 @@ def link(objects: Mapping[str, bytes], linker: Linker, timeout: float = TIMEOUT)
     """Link objects, in the order given, into a shared library and return its bytes.
 
     It runs in a private folder under fixed relative names, so nothing of this run is recorded in
-    the result, and with HOME there, so nothing is left behind but zig's cache. Raises
-    `ToolchainError` with the linker's log.
+    the result, and with HOME there, so nothing is left behind. What the code calls in the C
+    library is found when TVM's runtime loads it. Raises `ToolchainError` with the linker's log.
     """
     with tempfile.TemporaryDirectory(prefix="npuc-link-") as folder:
         place = Path(folder)
         for name, data in objects.items():
             (place / name).write_bytes(data)
-        command = [*linker.command, "-shared", "-fPIC", "-o", "model.so", *objects]
-        command += ["-Wl,--build-id=none", "-Wl,-z,noexecstack", "-s"]
+        command = [*linker.command, "-shared", "-s", *linker.options, "-o", "model.so", *objects]
         log = _run(command, place, timeout)
         result = place / "model.so"
         if not result.exists():
@@ -76,8 +80,6 @@ def link(objects: Mapping[str, bytes], linker: Linker, timeout: float = TIMEOUT)
 
 def _run(command: list[str], place: Path, timeout: float) -> str:
     environment = {**os.environ, "HOME": str(place), "TMPDIR": str(place), "LC_ALL": "C"}
-    environment.setdefault("ZIG_GLOBAL_CACHE_DIR", str(_zig_cache()))
-    environment["ZIG_LOCAL_CACHE_DIR"] = str(place / "zig")
     shown = " ".join(command)
     try:
         done = subprocess.run(
@@ -93,12 +95,6 @@ def _run(command: list[str], place: Path, timeout: float) -> str:
             f"the linker failed with exit code {done.returncode}: {shown}\n{log}", hint=_HINT
         )
     return log
-
-
-def _zig_cache() -> Path:
-    """zig compiles its C library once per target: keep that, in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "npuc" / "zig"
 
 
 @functools.cache

@@ -15,7 +15,8 @@ def mark(name: str, data: Any) -> Any:
     """Return a call that stands for an elementwise operator of npuc."""
     from tvm import relax
 
-    return relax.call_dps_packed(name, [data], data.ty)
+    args: Any = [data]
+    return relax.call_dps_packed(name, args, data.ty)
 
 
 def name_of(expr: Any) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from npuc.targets.tvm import markers
 from npuc.targets.tvm.cpu_level import Level
-from npuc.targets.tvm.emit import Kernel, constant, widen
+from npuc.targets.tvm.emit import Kernel, constant
 from npuc.targets.tvm.graph import Array, Walk, dtype_of, key, number, operator, shape_of
 from npuc.targets.tvm.pointwise import OPERATORS, SLOW, clip, quantize
 from npuc.targets.tvm.regions import Binding, Region, leaf_kind, tensor_args
@@ -124,7 +124,7 @@ class Plan:
 
         var = self.items[self.region.last][0]
         function = walk.bb.add_func(self.function, self.name)
-        args = [walk.substitute(a) for a in self.inputs]
+        args: Any = [walk.substitute(a) for a in self.inputs]
         return walk.emit(relax.call_tir(function, args, out_ty=var.ty))
 
 
@@ -138,5 +138,6 @@ def evaluate(expr: Any, args: list[Any], kernel: Kernel) -> Any:
         low, high = (float(a.value) for a in expr.args[1:3])
         return clip(args[0], low, high)
     if name == "relax.quantize":
-        return quantize(*args, str(expr.attrs.out_dtype))
+        data, scale, zero = args
+        return quantize(data, scale, zero, str(expr.attrs.out_dtype))
     return OPERATORS[name](expr, args, Functions(in_kernel(kernel)))

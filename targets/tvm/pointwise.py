@@ -1,8 +1,8 @@
 """Elementwise operators as arithmetic on values or vectors: one table for every use.
 
 `OPERATORS[name](call, args, functions)` takes a Relax call and one TensorIR value per tensor
-argument, all with as many lanes, and returns the result's value. Kernels end with them, and elementwise
-operators that stand alone are legalised through them.
+argument, all with as many lanes, and returns the result's value. Kernels end with them, and
+elementwise operators that stand alone are legalised through them.
 """
 
 from collections.abc import Callable, Mapping

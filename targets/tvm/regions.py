@@ -4,7 +4,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from npuc.targets.tvm import markers
-from npuc.targets.tvm.graph import dtype_of, is_tensor, is_var, key, number, operator, parts, shape_of
+from npuc.targets.tvm.graph import (
+    dtype_of,
+    is_tensor,
+    is_var,
+    key,
+    number,
+    operator,
+    parts,
+    shape_of,
+)
 from npuc.targets.tvm.pointwise import OPERATORS
 
 LIMIT = 24
@@ -45,7 +54,8 @@ class Regions:
         var = self.items[anchor][0]
         shape = shape_of(var)
         inside = {key(var)}
-        members, best = [anchor], (anchor,)
+        members = [anchor]
+        best = tuple(members)
         for position in range(anchor + 1, len(self.items)):
             if len(members) > LIMIT:
                 break

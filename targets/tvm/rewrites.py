@@ -23,7 +23,8 @@ def prepare(model: ir.Model) -> ir.Model:
     npuc's own functions stay: they have kernels. Raises `PassError` where the model is
     inconsistent.
     """
-    copy = model.clone()
+    # Weights beside the file would be looked for where this process happens to run.
+    copy = ir.external_data.load_to_model(model.clone())
     InlinePass(lambda function: function.domain != DOMAIN)(copy)
     FoldConstants().apply(copy, NO_PROFILE)
     infer_shapes(copy)
@@ -57,7 +58,9 @@ class Rewriter:
             result.name = name
         return count
 
-    def node(self, before: ir.Node, op: str, inputs: list[ir.Value | None], **attributes: Any) -> ir.Value:
+    def node(
+        self, before: ir.Node, op: str, inputs: list[ir.Value | None], **attributes: Any
+    ) -> ir.Value:
         """Insert a node in front of another and return its output."""
         name = self.names.new(f"{before.outputs[0].name}/{op}")
         made = ir.node(op, inputs, attributes, outputs=[ir.Value(name=name)])
@@ -72,7 +75,7 @@ class Rewriter:
 def shape_of(value: ir.Value | None) -> tuple[int, ...]:
     """Return a value's static shape."""
     assert value is not None and value.shape is not None
-    return tuple(int(d) for d in value.shape)
+    return tuple(int(d) for d in value.shape.numpy())
 
 
 def ints(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -129,7 +132,9 @@ def _two_dimensional(r: Rewriter, node: ir.Node) -> ir.Value:
     wide = [r.node(node, "Unsqueeze", [node.inputs[0], axis]), _wide_weights(r, node)]
     attributes = dict(node.attributes.items())
     plain = {"strides": (1,), "dilations": (1,), "output_padding": (0,)}
-    options: dict[str, Any] = {"group": attributes["group"].as_int()} if "group" in attributes else {}
+    options: dict[str, Any] = (
+        {"group": attributes["group"].as_int()} if "group" in attributes else {}
+    )
     for name, default in plain.items():
         if name in attributes:
             options[name] = [default[0], *ints(node, name, default)]
@@ -165,7 +170,7 @@ def _pow(r: Rewriter, node: ir.Node) -> ir.Value | None:
 
 
 def _celu(r: Rewriter, node: ir.Node) -> ir.Value:
-    """Celu(x) = max(0, x) + min(0, α·(e^(x/α) - 1))."""
+    """Celu(x) = max(0, x) + min(0, alpha·(e^(x/alpha) - 1))."""
     alpha = node.attributes["alpha"].as_float() if "alpha" in node.attributes else 1.0
     scale, one, zero = (r.constant(np.array(v, np.float32)) for v in (alpha, 1.0, 0.0))
     power = r.node(node, "Exp", [r.node(node, "Div", [node.inputs[0], scale])])
@@ -224,7 +229,9 @@ def _group_norm(r: Rewriter, node: ir.Node) -> ir.Value:
     data, scale, bias = node.inputs
     shape = shape_of(data)
     groups = node.attributes["num_groups"].as_int()
-    options = {"epsilon": node.attributes[n].as_float() for n in ("epsilon",) if n in node.attributes}
+    options = {}
+    if "epsilon" in node.attributes:
+        options["epsilon"] = node.attributes["epsilon"].as_float()
     cut = r.node(node, "Reshape", [data, r.constant(np.array([shape[0], groups, -1]))])
     whole = r.constant(np.array(shape))
     if r.opset < 21:

@@ -85,7 +85,8 @@ class _Session:
 
     def __call__(self, values: Tensors) -> list[Array]:
         feed = {p.name: np.ascontiguousarray(values[p.name], p.dtype) for p in self._inputs}
-        return list(self._session.run([p.name for p in self.outputs], feed))
+        answers: Any = self._session.run([p.name for p in self.outputs], feed)
+        return list(answers)
 
 
 def load(files: Mapping[str, bytes], program: Program) -> Runner:

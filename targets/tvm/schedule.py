@@ -4,7 +4,6 @@ from typing import Any
 
 from npuc.targets.tvm.emit import CHUNKS, PARALLEL_WORK
 
-
 SPATIAL = 0
 """TVM's number for a loop over the result, as opposed to a sum."""
 

@@ -8,7 +8,8 @@ from typing import Any
 import onnx_ir as ir
 
 from npuc.program import Port, Program
-from npuc.targets.tvm import Lowered, allowed, build, cpu_level, importer, linker, rewrites, runtime
+from npuc.targets.tvm import allowed, build, cpu_level, importer, linker, rewrites, runtime
+from npuc.targets.tvm.lowered import Lowered
 
 TVM, ORT = "tvm", "onnxruntime"
 
@@ -111,7 +112,9 @@ def _reads(node: ir.Node) -> Iterator[ir.Value]:
             yield from (v for v in body.outputs if v not in own)
 
 
-def _extract(model: ir.Model, nodes: list[ir.Node], groups: list[tuple[str, list[ir.Node]]]) -> ir.Model:
+def _extract(
+    model: ir.Model, nodes: list[ir.Node], groups: list[tuple[str, list[ir.Node]]]
+) -> ir.Model:
     """Return a model of some nodes: its inputs and outputs are what crosses its edges."""
     inside = set(nodes)
     made = {v for node in nodes for v in node.outputs}

@@ -108,7 +108,9 @@ def stage(k: Kernel, x: Any, g: Geometry) -> Any:
     return copy
 
 
-def _copy_line(k: Kernel, x: Any, copy: Any, source: Any, target: Any, g: Geometry, lanes: int) -> None:
+def _copy_line(
+    k: Kernel, x: Any, copy: Any, source: Any, target: Any, g: Geometry, lanes: int
+) -> None:
     if g.spread[1] == 1 and g.pixel == g.channels:
         _move(k, x, copy, source, target, g.width * g.channels, lanes)
         return

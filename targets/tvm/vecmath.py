@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from npuc.targets.tvm.emit import Kernel, cast, constant, lanes_of, widen
+from npuc.targets.tvm.emit import Kernel, cast, constant, lanes_of
 
 _names = itertools.count()
 
@@ -51,7 +51,13 @@ def _horner(x: Any, coefficients: Sequence[float]) -> Any:
 
 
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 0.16666665459, 0.5)
-_TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+_TANH = (
+    -5.70498872745e-3,
+    2.06390887954e-2,
+    -5.37397155531e-2,
+    1.33314422036e-1,
+    -3.33332819422e-1,
+)
 _ERF_P = (2.2905065861350646e-4, 3.4082910107109506e-3, 5.0955695062380861e-2,
           0.18520832239976145, 1.128379143519084)  # fmt: skip
 _ERF_Q = (-1.1791602954361697e-7, 2.3547966471313185e-5, 1.0179625278914885e-3,
@@ -140,9 +146,7 @@ class Functions:
     def gelu(self, x: Any) -> Any:
         """Return x·Φ(x) = x/2·(1 + erf(x/√2))."""
         half_root = 0.7071067811865476
-        return self.let(
-            x, lambda x: _c(0.5, x) * x * (_c(1.0, x) + self.erf(x * _c(half_root, x)))
-        )
+        return self.let(x, lambda x: _c(0.5, x) * x * (_c(1.0, x) + self.erf(x * _c(half_root, x))))
 
     def gelu_tanh(self, x: Any) -> Any:
         """Return the tanh form of GELU: x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))."""

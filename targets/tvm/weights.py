@@ -33,7 +33,7 @@ def values(expr: Any, sources: Sources) -> Array | None:
     array = number(expr)
     if array is not None:
         return array
-    source = sources.get(key(expr))
+    source = _source(expr, sources)
     if operator(source) == "relax.permute_dims":
         inner = values(source.args[0], sources)
         return None if inner is None else inner.transpose(_axes(source, inner.ndim))
@@ -47,14 +47,16 @@ def values(expr: Any, sources: Sources) -> Array | None:
             return None
         codes, scale, zero = known
         along = _along(codes.ndim, int(source.attrs.axis), scale.size)
-        shifted = codes.astype(np.int32) - zero.astype(np.int32).reshape(along if zero.size > 1 else ())
+        shifted = codes.astype(np.int32) - zero.astype(np.int32).reshape(
+            along if zero.size > 1 else ()
+        )
         return (shifted.astype(np.float32) * scale.reshape(along)).astype(np.float32)
     return None
 
 
 def codes(expr: Any, sources: Sources) -> Codes | None:
     """Return a constant's int8 codes; None where it is not int8 with zero point 0."""
-    source = sources.get(key(expr)) if number(expr) is None else None
+    source = _source(expr, sources)
     name = operator(source)
     if name == "relax.permute_dims":
         inner = codes(source.args[0], sources)
@@ -70,12 +72,14 @@ def codes(expr: Any, sources: Sources) -> Codes | None:
     if len(known) < 3 or known[0].dtype != np.int8 or known[2].any():
         return None
     scale = known[1].reshape(-1)
-    return Codes(known[0], scale, None if scale.size == 1 else int(source.attrs.axis) % known[0].ndim)
+    return Codes(
+        known[0], scale, None if scale.size == 1 else int(source.attrs.axis) % known[0].ndim
+    )
 
 
 def activation(expr: Any, sources: Sources) -> Activation | None:
     """Return the integer tensor that an activation was dequantized from, if it was."""
-    source = sources.get(key(expr)) if number(expr) is None else None
+    source = _source(expr, sources)
     if operator(source) != "relax.dequantize" or number(source.args[0]) is not None:
         return None
     scale, zero = number(source.args[1]), number(source.args[2])
@@ -88,10 +92,10 @@ def activation(expr: Any, sources: Sources) -> Activation | None:
 
 def bias(expr: Any, sources: Sources, channels: int) -> tuple[Array, Array] | None:
     """Return (int32 codes, scales) of a bias that was dequantized, per channel."""
-    source = sources.get(key(expr)) if number(expr) is None else None
+    source = _source(expr, sources)
     while operator(source) in ("relax.reshape", "relax.permute_dims", "relax.expand_dims"):
         inner = source.args[0]
-        source = sources.get(key(inner)) if number(inner) is None else None
+        source = _source(inner, sources)
     if operator(source) != "relax.dequantize":
         return None
     arrays = [number(a) for a in source.args]
@@ -99,6 +103,11 @@ def bias(expr: Any, sources: Sources, channels: int) -> tuple[Array, Array] | No
     if len(known) < 3 or known[0].dtype != np.int32 or known[0].size != channels or known[2].any():
         return None
     return known[0].reshape(-1), np.broadcast_to(known[1].reshape(-1), channels)
+
+
+def _source(expr: Any, sources: Sources) -> Any:
+    """Return what a variable was computed by, or None."""
+    return sources.get(key(expr)) if number(expr) is None else None
 
 
 def _axes(call: Any, rank: int) -> list[int]:

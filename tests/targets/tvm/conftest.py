@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import helper, numpy_helper
+
 from npuc.program import Program, Tensors
 from npuc.runners import OnnxRunner
 from npuc.targets import tvm
-from onnx import helper, numpy_helper
 
 Array = np.ndarray[Any, Any]
 
@@ -95,7 +96,9 @@ class Answers:
         for name, expected in self.expected.items():
             got = self.got[name]
             if got.shape != expected.shape or got.dtype != expected.dtype:
-                result.append(f"{name}: {got.dtype}{got.shape}, not {expected.dtype}{expected.shape}")
+                result.append(
+                    f"{name}: {got.dtype}{got.shape}, not {expected.dtype}{expected.shape}"
+                )
             elif expected.dtype.kind != "f":
                 wrong = int((got != expected).sum())
                 result += [f"{name}: {wrong} of {expected.size} differ"] if wrong else []
@@ -120,9 +123,7 @@ def answer() -> Callable[..., Answers]:
         program = made.program()
         lowered = tvm.lower(program, **options)
         call = made.feed if feed is None else feed
-        return Answers(
-            tvm.load(lowered.files, program)(call), OnnxRunner(program)(call), lowered
-        )
+        return Answers(tvm.load(lowered.files, program)(call), OnnxRunner(program)(call), lowered)
 
     return run
 
