@@ -5,13 +5,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING
 
-from npuc import artifact, calibrate, originals, outputs, plugins, record, stored
+from npuc import artifact, calibrate, originals, outputs, plugins, recheck, record, stored
 from npuc import samples as sampling
 from npuc.answers import Reference
-from npuc.artifact import Artifact
-from npuc.errors import ArtifactError, OutputError, UsageError
+from npuc.errors import OutputError, UsageError
 from npuc.export import export
 from npuc.jsonable import canonical
 from npuc.load import Loaded, load
@@ -21,16 +20,19 @@ from npuc.originals import Calls
 from npuc.passes import standard
 from npuc.passes.base import Pass, Watch, run
 from npuc.policy import Policy
-from npuc.profile import GRADES, Profile
+from npuc.profile import Profile
 from npuc.program import Program, Tensors
 from npuc.progress import Progress, Silent
-from npuc.report import Report, describe
+from npuc.recheck import verify
+from npuc.report import Compiled
 from npuc.runners import OnnxRunner
-from npuc.targets.base import Evidence, LowerOptions, Payload, Target
+from npuc.targets.base import LowerOptions, Target
 from npuc.validate import Validator
 
 if TYPE_CHECKING:
     import torch
+
+__all__ = ["Compiled", "compile", "verify"]
 
 ANY = Profile("any", "no target in particular", {}, {})
 """What the standard passes see: they are the same for every target, and shared."""
@@ -40,28 +42,6 @@ STORED = 16
 
 CALIBRATION = 64
 """Recorded calls that quantization looks at unless told otherwise; more rarely moves a range."""
-
-
-@runtime_checkable
-class Finisher(Protocol):
-    """A target whose vendor compiler can work from an artifact alone."""
-
-    def finish(self, files: Mapping[str, bytes], options: LowerOptions, workdir: Path) -> Payload:
-        """Return all members with the vendor's binary added."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Compiled:
-    """One artifact and its parity report. A failed one is written too, to be looked into."""
-
-    artifact_path: Path
-    report: Report
-
-    @property
-    def passed(self) -> bool:
-        """Whether every bar held."""
-        return self.report.passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +110,7 @@ def compile(
     )  # fmt: skip
     if loaded.kind == "npuc":
         pairs = zip(targets, paths, strict=True)
-        return [finish(Path(str(source)), t, path, options, policy) for t, path in pairs]
+        return [recheck.finish(Path(str(source)), t, path, options, policy) for t, path in pairs]
 
     shown.stage("export")
     exported = export(loaded, opset=opset, eval_mode=eval_mode)
@@ -175,10 +155,13 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
     with tempfile.TemporaryDirectory(prefix="npuc-") as work:
         payload = target.lower(program, options, Path(work))
     loss = precision == "int8" or bool(numerics)
-    validator.artifact(target.runner(payload.files, program), program, loss)
+    if payload.runs_here:
+        validator.artifact(target.runner(payload.files, program), program, loss)
+    else:
+        validator.unrun(f"compiled for another CPU ({options.cpu}); this machine cannot run it")
     _alternatives(quantized, profile, numerics, validator)
 
-    report = _report(job.name, target, precision, payload, validator, job.dims)
+    report = validator.report(job.name, target.profile, precision, payload, job.dims)
     shown.stage(f"write {path.name}")
     stored_calls = originals.cut(validator.reference, program, validator.exported, STORED)
     manifest = Manifest(
@@ -195,68 +178,6 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
         }
         artifact.write(path, manifest, files)
     return Compiled(path, report)
-
-
-def finish(
-    source: Path, target: Target, path: Path, options: LowerOptions, policy: Policy | None = None
-) -> Compiled:
-    """Let the vendor's compiler finish an artifact's hand-over kit, and check the result again.
-
-    Raises `UsageError` where the artifact is for another target or nothing is left to do,
-    `ToolchainError` where the vendor's compiler is missing or fails.
-    """
-    opened = artifact.read(source)
-    opened.verify()
-    if opened.manifest.target != target.name:
-        raise UsageError(
-            f"{source} is compiled for {opened.manifest.target}, not for {target.name}",
-            hint=f"compile the model itself: npuc compile MODEL --target {target.name}",
-        )
-    if not isinstance(target, Finisher):
-        raise UsageError(f"{source}: for target {target.name} nothing is left to do")
-    options = replace(options, precision=opened.manifest.precision)
-    with tempfile.TemporaryDirectory(prefix="npuc-") as work:
-        payload = target.finish(dict(opened), options, Path(work))
-    manifest = replace(
-        opened.manifest,
-        evidence=payload.evidence,
-        vendor=payload.vendor,
-        toolchain={**opened.manifest.toolchain, **payload.toolchain},
-        settings={**opened.manifest.settings, **payload.settings},
-    )
-    with tempfile.TemporaryDirectory(prefix="npuc-") as work:
-        draft = artifact.write(Path(work) / "draft.npuc", manifest, payload.files)
-        report = _verified(str(source), draft, target, artifact.program(draft), policy=policy)
-        artifact.write(path, manifest, {**payload.files, PARITY: canonical(report.to_json())})
-    return Compiled(path, report)
-
-
-def verify(
-    path: str | Path,
-    *,
-    samples: Calls | None = None,
-    against: str | Path | None = None,
-    policy: Policy | None = None,
-) -> Report:
-    """Check every byte of an artifact, run it, and compare it with the original's answers.
-
-    The original's are those stored with the artifact; or, with `against`, those of a model file
-    run here on the stored samples or on `samples`. Raises `ArtifactError` where it is damaged.
-    """
-    opened = artifact.read(Path(path))
-    opened.verify()
-    program = artifact.program(opened)
-    reference = _stored(opened)
-    if against is not None or samples is not None:
-        if against is None:
-            raise UsageError(
-                "other samples need the original to answer them", hint="add --against MODEL"
-            )
-        loaded = load(str(against))
-        calls = reference.samples if samples is None else originals.read(samples, program)
-        reference = originals.answered(loaded, export(loaded), calls, ())
-    target = plugins.find(opened.manifest.target)
-    return _verified(str(path), opened, target, program, reference, policy)
 
 
 def _prepare(target: Target) -> tuple[Pass, ...]:
@@ -326,59 +247,6 @@ def _alternatives(
         runner = OnnxRunner(other, form.name)
         answered = validator.answers(runner, other, validator.reference.samples)
         validator.add(f"if floats are {form.name}", answered, None)
-
-
-def _report(
-    name: str, target: Target, precision: str, payload: Payload, validator: Validator,
-    dims: Mapping[str, int],
-) -> Report:  # fmt: skip
-    fingerprint = validator.reference.fingerprint
-    notes = [*payload.notes, *validator.notes]
-    if str(fingerprint.get("inputs")).startswith("random inputs"):
-        notes.append("answers are compared on RANDOM inputs: give real ones with --samples")
-        if precision == "int8" and "calibration" not in fingerprint:
-            notes.append(
-                "ranges come from RANDOM inputs: they say nothing about real data; "
-                "give --calibration"
-            )
-    return Report(
-        model=name, target=target.name, precision=precision, evidence=payload.evidence,
-        vendor=payload.vendor, reference=describe(fingerprint), rows=tuple(validator.rows),
-        assumed=_assumed(target.profile, precision), notes=tuple(notes), dims=dims,
-        placement=payload.placement, fingerprint=fingerprint,
-    )  # fmt: skip
-
-
-def _assumed(profile: Profile, precision: str) -> Mapping[str, str]:
-    """Return what the numbers rest on that no public source states."""
-    kinds = ("float.", "int8.") if precision == "int8" else ("float.",)
-    return {
-        key: f"{fact.value} ({GRADES[fact.grade]})"
-        for key, fact in profile.assumed.items()
-        if key.startswith(kinds)
-    }
-
-
-def _stored(opened: Artifact) -> Reference:
-    if REFERENCE not in opened:
-        raise ArtifactError(f"{opened.path} holds no reference to compare with")
-    return stored.decode(opened[REFERENCE])
-
-
-def _verified(
-    name: str, opened: Artifact, target: Target, program: Program,
-    reference: Reference | None = None, policy: Policy | None = None,
-) -> Report:  # fmt: skip
-    """Run an artifact and its stored program on stored calls."""
-    manifest = opened.manifest
-    validator = Validator(program, reference or _stored(opened), policy or Policy(), Silent())
-    loss = manifest.precision == "int8" or any(s.name == "round-floats" for s in manifest.steps)
-    validator.artifact(target.runner(opened, program), program, loss)
-    payload = Payload(
-        {}, cast(Evidence, manifest.evidence), manifest.toolchain, manifest.vendor,
-        manifest.placement, manifest.notes,
-    )  # fmt: skip
-    return _report(name, target, manifest.precision, payload, validator, {})
 
 
 def _archive(loaded: Loaded, reference: Reference, folder: Path) -> Path | None:

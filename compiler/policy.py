@@ -23,9 +23,9 @@ and flips are few, so that together they add at most a quarter of its error powe
 class Bar:
     """Limits for the difference of two answers; `text` is what a table shows, `reason` its why.
 
-    `max_abs` and `rms` hold per output, in the output's unit. `sqnr_db` and `cosine` hold for every float
-    output; `equal` is the share of values that must be equal in outputs of integers, and `still`
-    names those that may not move at all if they hold integers.
+    `max_abs` and `rms` hold per output, in the output's unit. `sqnr_db` and `cosine` hold for
+    every float output; `equal` is the share of values that must be equal in outputs of integers,
+    and `still` names those that may not move at all if they hold integers.
     """
 
     text: str

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from npuc.errors import ParityError
@@ -173,3 +174,16 @@ def describe(fingerprint: Mapping[str, Any]) -> str:
     ]
     about = ", ".join([str(device), *versions, *(f"{s} on" for s in switches)])
     return f"{fingerprint.get('inputs', 'unknown inputs')} ({about})"
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """One artifact and its parity report. A failed one is written too, to be looked into."""
+
+    artifact_path: Path
+    report: Report
+
+    @property
+    def passed(self) -> bool:
+        """Whether every bar held."""
+        return self.report.passed

@@ -1,6 +1,6 @@
 """Check every step against the one before and against the original, on real inputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from npuc import samples as sampling
@@ -9,11 +9,12 @@ from npuc.errors import ParityError
 from npuc.metrics import Difference, differences
 from npuc.passes.base import Pass
 from npuc.policy import Bar, Policy
+from npuc.profile import GRADES, Profile
 from npuc.program import Program, Tensors
 from npuc.progress import Progress
-from npuc.report import LOWERED, Row
+from npuc.report import LOWERED, Report, Row, describe
 from npuc.runners import OnnxRunner
-from npuc.targets.base import Runner
+from npuc.targets.base import Payload, Runner
 
 CALLS = 8
 """Recorded calls that every pass is checked on; the last stages are checked on all of them."""
@@ -149,6 +150,30 @@ class Validator:
         state = "failed" if faults else "ok"
         self.rows.append(Row("artifact", state, original, step, "both", bar, faults, len(calls)))
 
+    def unrun(self, why: str) -> None:
+        """Add a row that says that the artifact was not run."""
+        self.rows.append(Row("artifact", "not run", (), note=why))
+
+    def report(
+        self, name: str, profile: Profile, precision: str, payload: Payload, dims: Mapping[str, int]
+    ) -> Report:
+        """Gather what was found into a report."""
+        fingerprint = self.reference.fingerprint
+        notes = [*payload.notes, *self.notes]
+        if str(fingerprint.get("inputs")).startswith("random inputs"):
+            notes.append("answers are compared on RANDOM inputs: give real ones with --samples")
+            if precision == "int8" and "calibration" not in fingerprint:
+                notes.append(
+                    "ranges come from RANDOM inputs: they say nothing about real data; "
+                    "give --calibration"
+                )
+        return Report(
+            model=name, target=profile.name, precision=precision, evidence=payload.evidence,
+            vendor=payload.vendor, reference=describe(fingerprint), rows=tuple(self.rows),
+            assumed=_assumed(profile, precision), notes=tuple(notes), dims=dims,
+            placement=payload.placement, fingerprint=fingerprint,
+        )  # fmt: skip
+
     def answers(self, runner: Runner, program: Program, calls: Sequence[Tensors]) -> list[Tensors]:
         """Run recorded calls, in parts where the program's batch is smaller."""
         fitted = sampling.Rebatched(runner, program, self.exported)
@@ -171,3 +196,13 @@ class Validator:
 
 def _flat(groups: list[list[Tensors]]) -> list[Tensors]:
     return [call for group in groups for call in group]
+
+
+def _assumed(profile: Profile, precision: str) -> Mapping[str, str]:
+    """Return what the numbers rest on that no public source states."""
+    kinds = ("float.", "int8.") if precision == "int8" else ("float.",)
+    return {
+        key: f"{fact.value} ({GRADES[fact.grade]})"
+        for key, fact in profile.assumed.items()
+        if key.startswith(kinds)
+    }

@@ -75,6 +75,7 @@ class Atom:
             placement=twin.placement,
             notes=(*twin.notes, *self._notes(program, options.precision)),
             settings={"npu": npu, "devices": devices, "float_format": self.float_format.name},
+            runs_here=twin.runs_here,
         )
         return payload if missing else self._finish(payload, npu, options, workdir, sdk)
 

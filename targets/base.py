@@ -59,7 +59,8 @@ class Payload:
     """What lowering produced.
 
     `files` are artifact members by path (under ``payload/`` for the host artifact, ``vendor/``
-    for the vendor's binary or hand-over kit). `placement` maps each operator kind to where it
+    for the vendor's binary or hand-over kit). `runs_here` is False where host code is for another
+    CPU than this machine's. `placement` maps each operator kind to where it
     runs. `vendor` says in one line what the vendor's compiler did, or that it was not run.
     """
 
@@ -70,6 +71,7 @@ class Payload:
     placement: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    runs_here: bool = True
 
 
 class Target(Protocol):

@@ -19,7 +19,7 @@ LAYERS = (
     "reference samples stored artifact models",
     "targets",
     "plugins load export policy",
-    "originals pipeline validate report execute look",
+    "originals pipeline recheck validate report execute look",
     "doctor listing console cli __main__",
 )
 """Lowest first. A package stands for all its modules; a new module must be placed here."""
