@@ -22,8 +22,8 @@ class Simplify(Pass):
     taken (it bakes in inner shapes that a file declares wrongly, and reports success): the pass
     is optional and stands or falls with the parity check at several sizes.
 
-    Inner shapes and metadata are stripped first, since stale ones stop or mislead it. Refuses a model beyond
-    protobuf's 2 GiB. Raises `PassError` where onnxsim fails or loses a port.
+    Inner shapes and metadata are stripped first, since stale ones stop or mislead it. Refuses a
+    model beyond protobuf's 2 GiB. Raises `PassError` where onnxsim fails or loses a port.
     """
 
     name: ClassVar[str] = "simplify"

@@ -192,7 +192,8 @@ class One(nn.Module):
 def test_a_model_that_takes_size_one_only_is_captured_at_one() -> None:
     x = torch.randn(1, 3)
     program, loaded = _program(One(False), x, shapes={"x": {0: "batch"}})
-    assert loaded.captured.program.example_inputs[0][0].shape == x.shape == (1, 3)
+    example = loaded.captured.program.example_inputs
+    assert example is not None and example[0][0].shape == x.shape == (1, 3)
     _same(program, loaded, torch.randn(1, 3))
 
 
