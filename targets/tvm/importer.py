@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from npuc.errors import PassError
 from npuc.targets.tvm import markers
+from npuc.targets.tvm.converters import CONVERTERS
 
 DOMAIN = "ai.npuc"
 
@@ -53,9 +54,13 @@ def _importer() -> Any:
             pass
 
         def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
-            if not op_name.startswith(f"{DOMAIN}."):
-                return super()._convert_operator(op_name, inputs, attrs, opset)
-            (data,) = inputs
-            return self.bb.normalize(markers.mark(op_name, data))
+            if op_name.startswith(f"{DOMAIN}."):
+                (data,) = inputs
+                return self.bb.normalize(markers.mark(op_name, data))
+            converter = CONVERTERS.get(op_name)
+            result = converter(self.bb, inputs, attrs) if converter is not None else None
+            if result is not None:
+                return self.bb.normalize(result)
+            return super()._convert_operator(op_name, inputs, attrs, opset)
 
     return Importer

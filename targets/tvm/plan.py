@@ -9,7 +9,7 @@ from npuc.targets.tvm import markers
 from npuc.targets.tvm.cpu_level import Level
 from npuc.targets.tvm.emit import Kernel, constant
 from npuc.targets.tvm.graph import Array, Walk, dtype_of, key, number, operator, shape_of
-from npuc.targets.tvm.pointwise import OPERATORS, SLOW, clip, quantize
+from npuc.targets.tvm.pointwise import OPERATORS, SLOW, bounds, clip, quantize
 from npuc.targets.tvm.regions import Binding, Region, leaf_kind, tensor_args
 from npuc.targets.tvm.rounding import round_to
 from npuc.targets.tvm.vecmath import Functions, in_kernel
@@ -135,8 +135,7 @@ def evaluate(expr: Any, args: list[Any], kernel: Kernel) -> Any:
         return round_to(args[0], *fmt, in_kernel(kernel))
     name = operator(expr)
     if name == "relax.clip":
-        low, high = (float(a.value) for a in expr.args[1:3])
-        return clip(args[0], low, high)
+        return clip(args[0], *bounds(expr))
     if name == "relax.quantize":
         data, scale, zero = args
         return quantize(data, scale, zero, str(expr.attrs.out_dtype))

@@ -13,7 +13,7 @@ import numpy as np
 from npuc.targets.tvm import markers
 from npuc.targets.tvm.emit import cast, constant, lanes_of
 from npuc.targets.tvm.rounding import round_to
-from npuc.targets.tvm.vecmath import Functions, in_expression
+from npuc.targets.tvm.vecmath import Functions, in_expression, is_nan
 
 Operator = Callable[[Any, list[Any], Functions], Any]
 
@@ -43,6 +43,14 @@ def _leaky(call: Any, args: list[Any], functions: Functions) -> Any:
     return _t().Select(x > _zero(x), x, x * slope)
 
 
+def _outer(a: Any, b: Any, beaten: Any) -> Any:
+    """Return b where it beats a, else a; NaN beats everything, as in ONNX Runtime.
+
+    Where a is NaN no comparison holds, so a stays; TVM's own maximum would drop it.
+    """
+    return _t().Select(_t().Or(beaten, is_nan(b)), b, a)
+
+
 def _abs(call: Any, args: list[Any], functions: Functions) -> Any:
     x = args[0]
     return _t().max(x, _zero(x) - x)
@@ -51,8 +59,15 @@ def _abs(call: Any, args: list[Any], functions: Functions) -> Any:
 def clip(x: Any, low: float, high: float) -> Any:
     """Return x within [low, high]; an infinite bound is none."""
     if low > -np.inf:
-        x = _t().max(x, constant(low, "float32", lanes_of(x)))
-    return _t().min(x, constant(high, "float32", lanes_of(x))) if high < np.inf else x
+        bottom = constant(low, "float32", lanes_of(x))
+        x = _t().Select(x < bottom, bottom, x)
+    top = constant(high, "float32", lanes_of(x))
+    return _t().Select(x > top, top, x) if high < np.inf else x
+
+
+def bounds(call: Any) -> tuple[float, float]:
+    """Return the bounds of a `relax.clip`."""
+    return float(call.args[1].value), float(call.args[2].value)
 
 
 def quantize(x: Any, scale: Any, zero: Any, dtype: str) -> Any:
@@ -74,8 +89,8 @@ OPERATORS: Mapping[str, Operator] = {
     "relax.subtract": lambda call, a, f: a[0] - a[1],
     "relax.multiply": lambda call, a, f: a[0] * a[1],
     "relax.divide": lambda call, a, f: a[0] / a[1],
-    "relax.maximum": lambda call, a, f: _t().max(a[0], a[1]),
-    "relax.minimum": lambda call, a, f: _t().min(a[0], a[1]),
+    "relax.maximum": lambda call, a, f: _outer(a[0], a[1], a[0] < a[1]),
+    "relax.minimum": lambda call, a, f: _outer(a[0], a[1], a[0] > a[1]),
     "relax.negative": lambda call, a, f: _zero(a[0]) - a[0],
     "relax.abs": _abs,
     "relax.sqrt": lambda call, a, f: _t().sqrt(a[0]),
@@ -95,10 +110,14 @@ OPERATORS: Mapping[str, Operator] = {
 SLOW = ("exp", "tanh", "erf", "sigmoid", "nn.gelu", "nn.gelu_tanh", "nn.silu")
 """Operators that TVM would compute with a call of the C library per value."""
 
+LOSSY = ("nn.relu", "maximum", "minimum")
+"""Operators in which TVM's own definitions may drop NaN."""
+
 
 def legalizations() -> dict[str, Any]:
     """Return what `LegalizeOps` should use in place of TVM's own definitions."""
-    return {f"relax.{name}": _legalize(f"relax.{name}") for name in SLOW}
+    result = {f"relax.{name}": _legalize(f"relax.{name}") for name in SLOW + LOSSY}
+    return {**result, "relax.clip": _legalize("relax.clip")}
 
 
 def _legalize(name: str) -> Any:
@@ -110,12 +129,25 @@ def _legalize(name: str) -> Any:
 
         functions = Functions(in_expression)
 
-        def compute(x: Any) -> Any:
-            return te.compute(x.shape, lambda *i: OPERATORS[name](call, [x(*i)], functions))
+        def compute(*tensors: Any) -> Any:
+            def value(*i: Any) -> Any:
+                values = [_broadcast(x, i) for x in tensors]
+                if name == "relax.clip":
+                    return clip(values[0], *bounds(call))
+                return OPERATORS[name](call, values, functions)
 
-        return bb.call_te(compute, call.args[0], primfunc_name_hint=name.rpartition(".")[2])
+            return te.compute(call.ty.shape, value)
+
+        tensors = call.args[:1] if name == "relax.clip" else call.args
+        return bb.call_te(compute, *tensors, primfunc_name_hint=name.rpartition(".")[2])
 
     return legalize
+
+
+def _broadcast(tensor: Any, index: tuple[Any, ...]) -> Any:
+    """Read a tensor at a position of the shape it is broadcast to."""
+    own = index[len(index) - len(tensor.shape) :]
+    return tensor(*(0 if int(d) == 1 else i for d, i in zip(tensor.shape, own, strict=True)))
 
 
 def marker(bb: Any, call: Any) -> Any:
