@@ -1,6 +1,7 @@
 """What was compared with what, by how much it differs, and whether that is good enough."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +88,7 @@ class Report:
         lines.insert(1, "-" * max(map(len, lines)))
         about = [head, f"reference: {self.reference}", *_dims(self.dims), evidence, "", *lines]
         about += ["", *(f"note: {note}" for note in self.notes)]
-        about += [f"assumed: {name}: {text}" for name, text in self.assumed.items()]
+        about += _wrapped("not public: ", [f"{name} {text}" for name, text in self.assumed.items()])
         for row in self.rows:
             about += [
                 f"{row.state}: {row.stage}: {text}" for text in (*row.faults, row.note) if text
@@ -103,6 +104,12 @@ class Report:
         names = ", ".join(row.stage for row in self.failures) or "nothing was compared"
         first = self.failures[0] if self.failures else None
         return [f"FAILED: {names}", *([f"→ {_remedy(first)}"] if first else [])]
+
+
+def _wrapped(head: str, items: Sequence[str]) -> list[str]:
+    """Run items on in lines of a terminal's width; nothing where there are none."""
+    text = head + "; ".join(items)
+    return textwrap.wrap(text, 100, subsequent_indent="  ") if items else []
 
 
 def _remedy(row: Row) -> str:

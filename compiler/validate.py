@@ -9,7 +9,7 @@ from npuc.errors import ParityError
 from npuc.metrics import Difference, differences
 from npuc.passes.base import Pass
 from npuc.policy import Bar, Policy
-from npuc.profile import GRADES, Profile
+from npuc.profile import Profile
 from npuc.program import Program, Tensors
 from npuc.progress import Progress
 from npuc.report import LOWERED, Report, Row, describe
@@ -202,7 +202,7 @@ def _assumed(profile: Profile, precision: str) -> Mapping[str, str]:
     """Return what the numbers rest on that no public source states."""
     kinds = ("float.", "int8.") if precision == "int8" else ("float.",)
     return {
-        key: f"{fact.value} ({GRADES[fact.grade]})"
+        key: f"{fact.value} ({'inferred' if fact.grade == 'I' else 'assumed'})"
         for key, fact in profile.assumed.items()
         if key.startswith(kinds)
     }
