@@ -22,7 +22,8 @@ TYPES = frozenset({T.FLOAT, T.INT32, T.INT64, T.BOOL, T.INT8, T.UINT8})
 def refusal(node: ir.Node) -> str:
     """Return why a node of a prepared model cannot be lowered, or "" where it can."""
     if node.domain == "ai.npuc":
-        return "" if markers.is_rounding(node.op_type) else "not a function npuc has a kernel for"
+        known = markers.is_rounding(node.op_type)
+        return _values(node) if known else "not a function npuc has a kernel for"
     rule = ALLOWED.get(node.op_type) if node.domain == "" else None
     if rule is None:
         return "not among the operators proven to be right"

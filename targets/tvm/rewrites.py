@@ -4,14 +4,19 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from npuc.errors import PassError
 from npuc.passes.fold_constants import FoldConstants
 from npuc.passes.graphs import Names, constant, infer_shapes, initializer
 from npuc.profile import Profile
 
 DOMAIN = "ai.npuc"
+OLDEST, PROVEN = 18, 20
+"""From opset 18 on operators are written as in 20, which tests/targets/tvm proves them in."""
 NO_PROFILE = Profile("", "", {}, {})
 
 Array = np.ndarray[Any, Any]
@@ -26,11 +31,39 @@ def prepare(model: ir.Model) -> ir.Model:
     # Weights beside the file would be looked for where this process happens to run.
     copy = ir.external_data.load_to_model(model.clone())
     InlinePass(lambda function: function.domain != DOMAIN)(copy)
+    copy = raised(copy)
     FoldConstants().apply(copy, NO_PROFILE)
     infer_shapes(copy)
     if Rewriter(copy).run():
         infer_shapes(copy)
     return copy
+
+
+def raised(model: ir.Model) -> ir.Model:
+    """Return a model in opset 18 or later: what operators mean was proven for those.
+
+    Raises `PassError` with the converter's reason where it cannot be said in a later opset.
+    """
+    opset = model.opset_imports.get("", PROVEN)
+    if opset >= OLDEST:
+        return model
+    if opset < 13 and any(node.op_type == "Hardmax" for node in model.graph):
+        # onnx's converter forgets that it worked on flattened rows then.
+        raise PassError(
+            "Hardmax of opsets below 13", hint="export the model with opset 18 or later"
+        )
+    proto = ir.to_proto(model)
+    own = list(proto.functions)
+    del proto.functions[:]
+    try:
+        later = onnx.version_converter.convert_version(proto, PROVEN)
+    except (RuntimeError, onnx.version_converter.ConvertError) as error:
+        raise PassError(
+            f"opset {opset} cannot be raised to {PROVEN}: {str(error).splitlines()[0]}",
+            hint="export the model with opset 18 or later",
+        ) from error
+    later.functions.extend(own)
+    return ir.from_proto(later)
 
 
 class Rewriter:

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from npuc.errors import ArtifactError, ParityError, ToolchainError, UnsupportedError, UsageError
+from npuc.passes.round_to import function
+from npuc.profile import FloatFormat
 from npuc.runners import OnnxRunner
 from npuc.targets import tvm
 from npuc.targets.base import LowerOptions
@@ -133,6 +136,41 @@ def test_a_node_of_one_kind_may_run_in_both_places(
     done = answer(made, fallback="ort")
     assert done.faults(0) == []
     assert done.lowered.placement == {"Cast": "onnxruntime+tvm"}
+
+
+def test_fallback_takes_roundings_of_unknown_shapes(
+    graph: Callable[..., Any], answer: Callable[..., Any], floats: Callable[..., Any]
+) -> None:
+    made = graph()
+    made.functions.append(ir.to_proto(function(FloatFormat(8, 7), 20)))
+    x = made.node("RoundTo_e8m7", made.input(floats((3, 4))), domain="ai.npuc")
+    above = made.node("Greater", made.input(floats((3,))), made.constant(np.float32(-9)))
+    some = made.node("Compress", x, above)
+    made.output(x, made.node("RoundTo_e8m7", some, domain="ai.npuc"))
+    done = answer(made, fallback="ort")
+    assert done.faults(0) == []
+    assert done.lowered.placement["ai.npuc::RoundTo_e8m7"] == "onnxruntime+tvm"
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+def test_roundings_in_older_opsets(
+    graph: Callable[..., Any], answer: Callable[..., Any], floats: Callable[..., Any], opset: int
+) -> None:
+    made = graph(opset)
+    made.functions.append(ir.to_proto(function(FloatFormat(6, 9), opset)))
+    x = made.node("ReduceMean", made.input(floats((3, 4, 5))), axes=[1])
+    made.output(made.node("RoundTo_e6m9", x, domain="ai.npuc"))
+    assert answer(made).faults(2.0**-9) == []  # one step of the format: means may straddle a tie
+
+
+def test_names_that_are_no_identifiers(
+    graph: Callable[..., Any], answer: Callable[..., Any], floats: Callable[..., Any]
+) -> None:
+    made = graph()
+    made.feed["1 input.é:0"] = floats((2, 3))
+    made.feed["1_input"] = floats((2, 3), 1)
+    made.output(made.node("Sub", "1 input.é:0", "1_input"))
+    assert answer(made).faults(0) == []
 
 
 def test_fallback_keeps_control_flow_with_what_it_captures(
