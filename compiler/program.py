@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 Tensors = Mapping[str, np.ndarray[Any, Any]]
 """Named arrays: one call's inputs, or one call's outputs."""
@@ -51,13 +53,13 @@ class Step:
 class Program:
     """An ONNX model with its ports and history. Treat it as immutable: passes work on a clone."""
 
-    model: ir.Model
+    model: "ir.Model"
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     steps: tuple[Step, ...] = ()
 
     @classmethod
-    def from_model(cls, model: ir.Model, steps: tuple[Step, ...] = ()) -> "Program":
+    def from_model(cls, model: "ir.Model", steps: tuple[Step, ...] = ()) -> "Program":
         """Wrap a model, reading the ports off its graph (initializers are not inputs)."""
         weights = model.graph.initializers
         inputs = tuple(_port(v) for v in model.graph.inputs if v.name not in weights)
@@ -66,6 +68,8 @@ class Program:
     @classmethod
     def load(cls, path: Path) -> "Program":
         """Read an ONNX file; weights stay on disk until they are needed."""
+        import onnx_ir as ir
+
         return cls.from_model(ir.load(path))
 
     def clone(self) -> "Program":
@@ -91,16 +95,20 @@ class Program:
 
     def save(self, path: Path) -> None:
         """Write ONNX with the weights beside it in `<stem>.safetensors`."""
+        import onnx_ir as ir
+
         ir.save_safetensors(self.model.clone(), path)
 
     def serialized(self) -> bytes | None:
         """Return the model as one protobuf message, or None where it exceeds protobuf's limit."""
+        import onnx_ir as ir
+
         if self.weight_bytes > PROTO_LIMIT:
             return None
         return bytes(ir.to_proto(self.model).SerializeToString())
 
 
-def _port(value: ir.Value) -> Port:
+def _port(value: "ir.Value") -> Port:
     if value.dtype is None or value.shape is None:
         shape: tuple[int | str, ...] = ()
         dtype = "unknown" if value.dtype is None else value.dtype.numpy().name

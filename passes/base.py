@@ -4,13 +4,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING, ClassVar
 
 from npuc.errors import NpucError, PassError
 from npuc.profile import Profile
 from npuc.program import Program, Refusal, Step
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Pass(ABC):
     optional: ClassVar[bool] = False
 
     @abstractmethod
-    def apply(self, model: ir.Model, profile: Profile) -> Result | tuple[ir.Model, Result]:
+    def apply(self, model: "ir.Model", profile: Profile) -> "Result | tuple[ir.Model, Result]":
         """Transform `model` in place, or return another model with the result."""
 
     @property
