@@ -7,6 +7,8 @@ from typing import Any
 from npuc.targets.tvm.cpu_level import Level
 from npuc.targets.tvm.linker import Linker, link
 
+PIPELINE = "npuc"
+
 
 def compile_module(module: Any, level: Level) -> Any:
     """Legalise, schedule and compile a Relax module; returns TVM's executable."""
@@ -17,9 +19,8 @@ def compile_module(module: Any, level: Level) -> Any:
     target = level.target()
     with target:
         module = legalize.run(module, level)
-    # Storage rewriting would merge a kernel's registers into one buffer too big for the stack.
-    with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
-        return tvm.relax.build(module, target, relax_pipeline=_lowering())
+    tvm.tirx.register_tir_pipeline(PIPELINE, _tensor_pipeline)
+    return tvm.relax.build(module, target, relax_pipeline=_lowering(), tir_pipeline=PIPELINE)
 
 
 def export(executable: Any, linker: Linker) -> bytes:
@@ -32,6 +33,44 @@ def export(executable: Any, linker: Linker) -> bytes:
     with tempfile.TemporaryDirectory(prefix="npuc-objects-") as folder:
         executable.export_library("model.so", fcompile=collect, workspace_dir=folder)
     return link(objects, linker)
+
+
+def _tensor_pipeline() -> Any:
+    """From TensorIR to LLVM: TVM's own passes, without those for GPUs and two more.
+
+    Compacting allocations takes a third of a compilation and finds nothing: no schedule of
+    npuc's moves a computation into another's loop. Rewriting storage would merge a kernel's
+    registers into one buffer too big for the stack.
+    """
+    import tvm
+    from tvm.s_tir import transform as s
+    from tvm.tirx import transform as t
+    from tvm.tirx.compilation_pipeline import finalize_device_passes, finalize_host_passes
+
+    passes = [
+        s.CanonicalizeLoop(),
+        s.LowerInitBlock(),
+        s.PlanAndUpdateBufferAllocationLocation(),
+        s.ConvertBlocksToOpaque(),
+        s.LowerMatchBuffer(),
+        s.StmtSimplify(),
+        s.LowerOpaqueBlock(),
+        t.FlattenBuffer(),
+        t.NarrowDataType(32),
+        s.LoopPartition(),
+        t.VectorizeLoop(True),
+        t.UnrollLoop(),
+        s.RenormalizeSplitPattern(),
+        t.StmtSimplify(),
+        t.RemoveNoOp(),
+        s.RewriteUnsafeSelect(),
+        t.CommonSubexprElim(),
+        t.VerifyMemory(),
+        t.AnnotateEntryFunc(),
+        t.SplitHostDevice(),
+        t.MakePackedAPI(),
+    ]
+    return tvm.transform.Sequential(passes), finalize_host_passes, finalize_device_passes
 
 
 def _lowering() -> Any:

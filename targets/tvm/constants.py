@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 
 from npuc.targets.tvm.graph import Array, Walk, is_tensor, number, operator, shape_of
+from npuc.targets.tvm.weights import dequantized
 
 
 class FoldConstants(Walk):
-    """Replace cheap operators on constants by their value."""
+    """Replace cheap operators on constants by their value; with `codes`, dequantizing as well."""
+
+    def __init__(self, module: Any, *, codes: bool = False):
+        super().__init__(module)
+        self._codes = codes
 
     def visit(self, var: Any, expr: Any) -> None:
         """Fold a binding where every tensor it reads is a constant."""
@@ -19,6 +24,8 @@ class FoldConstants(Walk):
 
         call = self.substitute(expr)
         value = _value(call, shape_of(var)) if is_tensor(var) else None
+        if value is None and self._codes and operator(call) == "relax.dequantize":
+            value = dequantized(call)
         if value is None:
             self.bind(var, self.emit(call))
         else:

@@ -20,7 +20,8 @@ def run(module: Any, level: Level) -> Any:
     module = FoldConstants(module).run()
     module = Layout(module).run()
     module = FoldConstants(module).run()
-    module = Select(module, level).run()
+    module = t.DeadCodeElimination()(Select(module, level).run())
+    module = FoldConstants(module, codes=True).run()
     passes = [
         t.DeadCodeElimination(),
         t.LegalizeOps({**pointwise.legalizations(), "relax.take": _take}),

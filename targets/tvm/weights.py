@@ -40,18 +40,20 @@ def values(expr: Any, sources: Sources) -> Array | None:
     if operator(source) == "relax.reshape":
         inner = values(source.args[0], sources)
         return None if inner is None else inner.reshape(shape_of(expr))
-    if operator(source) == "relax.dequantize":
-        arrays = [number(a) for a in source.args]
-        known = [a for a in arrays if a is not None]
-        if len(known) < 3:
-            return None
-        codes, scale, zero = known
-        along = _along(codes.ndim, int(source.attrs.axis), scale.size)
-        shifted = codes.astype(np.int32) - zero.astype(np.int32).reshape(
-            along if zero.size > 1 else ()
-        )
-        return (shifted.astype(np.float32) * scale.reshape(along)).astype(np.float32)
-    return None
+    return dequantized(source) if operator(source) == "relax.dequantize" else None
+
+
+def dequantized(call: Any) -> Array | None:
+    """Return the float values of dequantized constants; None where they are not constants."""
+    arrays = [number(a) for a in call.args]
+    known = [a for a in arrays if a is not None]
+    if len(known) < 3:
+        return None
+    codes, scale, zero = known
+    along = _along(codes.ndim, int(call.attrs.axis), scale.size)
+    offset = zero.astype(np.int32).reshape(along if zero.size > 1 else ())
+    shifted = (codes.astype(np.int32) - offset).astype(np.float32)
+    return (shifted * scale.reshape(along)).astype(np.float32)
 
 
 def codes(expr: Any, sources: Sources) -> Codes | None:
