@@ -119,9 +119,9 @@ def _compile(name: str, settings: Settings, work: Path) -> list[Row]:
     print("\n".join(f"  {line}" for line in table if line.startswith(("quantize", "artifact"))))
     what = f"compile {name}, int8, by hand"
     return [
-        _row(name, f"{what}: wall", "s", mine, other, "wall"),
-        _row(name, f"{what}: CPU", "s", mine, other, "cpu"),
-        _row(name, f"{what}: peak memory", "MiB", mine, other, "peak"),
+        _row(name.removeprefix("digits-"), f"{what}: wall", "s", mine, other, "wall"),
+        _row(name.removeprefix("digits-"), f"{what}: CPU", "s", mine, other, "cpu"),
+        _row(name.removeprefix("digits-"), f"{what}: peak memory", "MiB", mine, other, "peak"),
     ]
 
 
