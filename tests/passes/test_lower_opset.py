@@ -163,7 +163,11 @@ def test_bodies_are_lowered_too(
         then_branch = t () => (float[N,4] p) { m = ReduceMean(x, a) p = Sub(x, m) },
         else_branch = e () => (float[N,4] q) { q = HardSwish(x) }> }"""
     )
-    keeps(before, [LowerOpset(12)], atol=1e-6)
+    after = keeps(before, [LowerOpset(12)], atol=1e-6)
+    nodes = list(after.model.graph.all_nodes())
+    assert after.opset == 12
+    assert "HardSwish" not in {n.op_type for n in nodes}  # it begins with opset 14
+    assert [len(n.inputs) for n in nodes if n.op_type == "ReduceMean"] == [1]  # axes: attribute
 
 
 def test_large_weights_are_kept(
