@@ -107,8 +107,12 @@ def cli() -> None:
 )
 @click.option(
     "--require-vendor",
-    is_flag=True,
+    "vendor",
+    flag_value="require",
     help="Fail where the vendor's compiler is not here, instead of a hand-over kit.",
+)
+@click.option(
+    "--no-vendor", "vendor", flag_value="skip", help="Make the kit, do not run the compiler."
 )
 @_min_sqnr
 @click.option("--skip", multiple=True, metavar="NODE", help="Leave this node in float.")
@@ -125,7 +129,8 @@ def cli() -> None:
 @_quiet
 def compile_verb(
     model_file: str, targets: tuple[str, ...], output: Path | None, dims: tuple[str, ...],
-    fallback: str | None, min_sqnr: float, as_json: bool, quiet: bool, **options: Any,
+    fallback: str | None, vendor: Any, min_sqnr: float, as_json: bool, quiet: bool,
+    **options: Any,
 ) -> int:  # fmt: skip
     """Compile MODEL (a file, or zoo:NAME) and compare every step with the original."""
     from npuc import outputs, pipeline
@@ -137,7 +142,7 @@ def compile_verb(
     with progress(quiet) as shown:
         done = pipeline.compile(
             model_file, target=names, output=output, dims=_dims(dims), fallback=fallback or "",
-            policy=Policy(sqnr_db=min_sqnr), progress=shown, **options,
+            vendor=vendor or "use", policy=Policy(sqnr_db=min_sqnr), progress=shown, **options,
         )  # fmt: skip
     if as_json:
         data = [{"artifact": str(c.artifact_path), **c.report.to_json()} for c in done]

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from npuc import artifact, calibrate, originals, outputs, plugins, recheck, record, stored
 from npuc import samples as sampling
@@ -26,7 +26,7 @@ from npuc.progress import Progress, Silent
 from npuc.recheck import verify
 from npuc.report import Compiled
 from npuc.runners import OnnxRunner
-from npuc.targets.base import LowerOptions, Target
+from npuc.targets.base import Handover, LowerOptions, Target
 from npuc.validate import Validator
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ class _Job:
     """What is common to all targets of one call."""
 
     name: str
-    loaded: Loaded
     program: Program
     validator: Validator
     precision: str | None
@@ -59,6 +58,7 @@ class _Job:
     progress: Progress
     dump: Path | None
     dims: Mapping[str, int]
+    archive: Path | None
 
 
 def compile(
@@ -79,7 +79,7 @@ def compile(
     opset: int = 20,
     cpu: str = "native",
     fallback: str = "",
-    require_vendor: bool = False,
+    vendor: Literal["use", "require", "skip"] = "use",
     skip: Sequence[str] = (),
     dump: str | Path | None = None,
     timeout: float = 3600.0,
@@ -100,9 +100,7 @@ def compile(
     label = source if isinstance(source, str | Path) else type(source).__name__
     paths = outputs.artifact_paths(str(label), names, None if output is None else Path(output))
     _check_precision(targets, precision)
-    options = LowerOptions(
-        cpu=cpu, fallback=fallback, require_vendor=require_vendor, timeout=timeout
-    )
+    options = LowerOptions(cpu=cpu, fallback=fallback, vendor=vendor, timeout=timeout)
     shown.stage("load")
     loaded = load(
         source, model=model, model_path=model_path, inputs=inputs,
@@ -125,11 +123,11 @@ def compile(
     validator.settle(program)
 
     with tempfile.TemporaryDirectory(prefix="npuc-") as work:
-        if any("torch" in t.profile.get("compiler.inputs", ()) for t in targets):
-            options = replace(options, archive=_archive(loaded, reference, Path(work)))
+        takes_torch = any("torch" in t.profile.get("compiler.inputs", ()) for t in targets)
         job = _Job(
-            str(label), loaded, program, validator, precision, observer, tuple(skip),
-            options, shown, None if dump is None else Path(dump), bound,
+            str(label), program, validator, precision, observer, tuple(skip), options, shown,
+            None if dump is None else Path(dump), bound,
+            _archive(loaded, reference, Path(work)) if takes_torch else None,
         )  # fmt: skip
         return [_compile_for(t, path, job) for t, path in zip(targets, paths, strict=True)]
 
@@ -142,16 +140,20 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
     watch = _watching(validator, job.dump and job.dump / target.name)
 
     program = run(job.program, _traced(_prepare(target), shown), profile, watch)
+    reference = job.validator.reference
+    calls = _parts(reference.calibration[:CALIBRATION], program, job.validator.exported)
+    handover = Handover(program, calls, precision, archive=job.archive)
     if precision == "int8":
-        quantize = _quantize(program, profile, job)
+        quantize = _quantize(handover, profile, job)
         program = run(program, _traced([quantize], shown), profile, watch)
+        handover = replace(handover, quantized=program)
     quantized = program
     numerics = target.numerics(precision)
     program = run(program, _traced(numerics, shown), profile, watch)
     validator.settle(program)
 
     shown.stage(f"lower for {target.name}")
-    options = replace(job.lowering, precision=precision)
+    options = replace(job.lowering, precision=precision, handover=handover)
     with tempfile.TemporaryDirectory(prefix="npuc-") as work:
         payload = target.lower(program, options, Path(work))
     loss = precision == "int8" or bool(numerics)
@@ -188,10 +190,10 @@ def _prepare(target: Target) -> tuple[Pass, ...]:
     return (*target.legalise(), *([LowerOpset(limit)] if limit else []))
 
 
-def _quantize(program: Program, profile: Profile, job: _Job) -> Pass:
+def _quantize(handover: Handover, profile: Profile, job: _Job) -> Pass:
     from npuc.passes.quantize import Quantize
 
-    scheme = profile.int_scheme
+    program, scheme = handover.program, profile.int_scheme
     if scheme is None:
         raise UsageError(f"target {profile.name!r} has no integer scheme")
     names = [node.name or "" for node in program.model.graph.all_nodes()]
@@ -200,10 +202,8 @@ def _quantize(program: Program, profile: Profile, job: _Job) -> Pass:
         hint = "".join(near) or "--dump FOLDER writes every program"
         raise UsageError(f"--skip: there is no node {', '.join(map(repr, unknown))}", hint=hint)
     job.progress.stage(f"calibrate for {profile.name}")
-    reference = job.validator.reference
-    calls = _parts(reference.calibration[:CALIBRATION], program, job.validator.exported)
     ranges = calibrate.collect(
-        program, calls, scheme, observer=job.observer, progress=job.progress.advance
+        program, handover.calibration, scheme, observer=job.observer, progress=job.progress.advance
     )
     return Quantize(ranges, job.skip)
 

@@ -4,13 +4,10 @@ Passes see a `Profile` and never a vendor's name. A fact that is not public is a
 must choose in its place is graded `A` (assumed), and every report repeats it.
 """
 
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal
-
-from npuc.errors import NpucError
 
 Grade = Literal["P", "S", "I", "A"]
 GRADES: Mapping[str, str] = {
@@ -44,8 +41,34 @@ class FloatFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """A bound on what a device takes: `field` of every node of `ops` must lie within it.
+
+    `field` and the keys of `when` are what `npuc.features` measures of a node. The limit holds
+    where all of `when` do. `least`, `most` and `multiple` are inclusive numbers; `among` lists the
+    only values there may be.
+    """
+
+    ops: tuple[str, ...]
+    field: str
+    grade: Grade
+    source: str
+    least: float | None = None
+    most: float | None = None
+    multiple: int | None = None
+    among: tuple[Any, ...] | None = None
+    when: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class IntScheme:
-    """How a device represents tensors in integers. Ranges are inclusive codes."""
+    """How a device represents tensors in integers. Ranges are inclusive codes.
+
+    `requantize` names the rule by which an accumulator becomes codes (`npuc.passes.requantize`);
+    `accumulator_bits` and `overflow` ("wrap" or "saturate") say what it is summed in. `whole` is
+    true for devices without floats: the results of `ops` are codes too, the graph's outputs among
+    them. `fused` are the operators that clamp a producer's result before it is coded.
+    """
 
     weight_dtype: str
     weight_range: tuple[int, int]
@@ -59,6 +82,16 @@ class IntScheme:
     """Operators computed on integer inputs."""
     fixed_scales: Mapping[str, float] = field(default_factory=dict)
     """Operator → the scale its output always has, whatever the calibration saw."""
+    per_channel_ops: frozenset[str] = frozenset()
+    """Operators whose weights have a scale per output channel, where `weight_per_channel`."""
+    whole: bool = False
+    fused: frozenset[str] = frozenset()
+    requantize: str = "float32-even"
+    accumulator_bits: int = 32
+    overflow: str = "wrap"
+    elementwise: str = "float"
+    """Arithmetic of Add, Mul, pooling and Softmax on codes: "float" (computed in float32 and
+    coded) or "tflite" (the reference kernels' integer rules)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,32 +102,22 @@ class Profile:
     title: str
     facts: Mapping[str, Fact]
     sources: Mapping[str, str]
+    limits: tuple[Limit, ...] = ()
 
     @classmethod
     def load(cls, name: str, package: str = "npuc.targets") -> "Profile":
         """Read ``profiles/<name>.toml`` from a package; raises `NpucError` listing all faults."""
-        text = (resources.files(package) / "profiles" / f"{name}.toml").read_text()
-        return cls.parse(text)
+        folder = resources.files(package) / "profiles"
+        return cls.parse(
+            (folder / f"{name}.toml").read_text(), lambda base: cls.load(base, package)
+        )
 
     @classmethod
-    def parse(cls, text: str) -> "Profile":
-        """Read a profile from TOML text, reporting every malformed fact at once."""
-        data = tomllib.loads(text)
-        sources = {str(k): str(v) for k, v in data.get("sources", {}).items()}
-        faults = [f"unknown key {k!r}" for k in data if k not in _KEYS]
-        facts: dict[str, Fact] = {}
-        for key, raw in data.get("facts", {}).items():
-            if set(raw) != {"value", "grade", "source"}:
-                faults.append(f"{key}: needs exactly value, grade, source; has {sorted(raw)}")
-            elif raw["grade"] not in GRADES:
-                faults.append(f"{key}: grade {raw['grade']!r} is none of {', '.join(GRADES)}")
-            elif raw["source"] not in sources:
-                faults.append(f"{key}: source {raw['source']!r} is not listed under [sources]")
-            else:
-                facts[key] = Fact(raw["value"], raw["grade"], raw["source"])
-        if faults:
-            raise NpucError(f"profile {data.get('name')!r} is malformed:\n  " + "\n  ".join(faults))
-        return cls(data["name"], data["title"], facts, sources)
+    def parse(cls, text: str, load: "Callable[[str], Profile] | None" = None) -> "Profile":
+        """Read a profile from TOML text (`npuc.facts` says how); raises `NpucError`."""
+        from npuc.facts import read
+
+        return read(text, load)
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a fact's value, or `default` where it is not public."""
@@ -129,12 +152,30 @@ class Profile:
             percentile=self.get("int8.percentile", 99.999),
             ops=frozenset(self.get("int8.ops")),
             fixed_scales=dict(self.get("int8.fixed_scales", {})),
+            per_channel_ops=frozenset(self.get("int8.per_channel_ops", self.get("int8.ops"))),
+            whole=bool(self.get("int8.whole", False)),
+            fused=frozenset(self.get("int8.fused", ())),
+            requantize=self.get("int8.requantize", "float32-even"),
+            accumulator_bits=int(self.get("int8.accumulator_bits", 32)),
+            overflow=self.get("int8.overflow", "wrap"),
+            elementwise=self.get("int8.elementwise", "float"),
         )
 
     @property
     def float_formats(self) -> tuple[FloatFormat, ...]:
         """Formats float results are stored in, pessimistic first; empty means float32."""
         return tuple(FloatFormat(e, m) for e, m in self.get("float.formats", ()))
+
+    @property
+    def rounds_operands_only(self) -> bool:
+        """Whether floats are rounded where they enter a matrix unit, and results stay float32."""
+        return bool(self.get("float.rounds", "results") == "operands")
+
+    @property
+    def supported(self) -> frozenset[str] | None:
+        """Operators the device runs itself, or None where the list is not public."""
+        listed = self.get("ops.supported")
+        return None if listed is None else frozenset(listed)
 
     @property
     def opset_max(self) -> int | None:
@@ -146,6 +187,3 @@ class Profile:
     def static_shapes(self) -> bool:
         """Whether every dimension must be a number before lowering."""
         return bool(self.get("shapes.static", True))
-
-
-_KEYS = {"name", "title", "sources", "facts"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from npuc.passes.base import Pass
+    from npuc.profile import FloatFormat, Profile
 
 
 def standard(dims: Mapping[str, int]) -> tuple[Pass, ...]:
@@ -29,6 +30,21 @@ def standard(dims: Mapping[str, int]) -> tuple[Pass, ...]:
         FoldConstants(),  # numbers for shapes make constants of what computed them
         DropUnused(),  # and leave behind nodes that nobody reads
     )
+
+
+def legalise(profile: Profile) -> tuple[Pass, ...]:
+    """Return the passes that rewrite what a device does not have, chosen by its facts."""
+    return ()
+
+
+def numerics(profile: Profile, precision: str, form: FloatFormat | None) -> tuple[Pass, ...]:
+    """Return the passes that make a program compute as the device does, after quantization.
+
+    `form` is what the device stores floats in; None where that is float32, or nothing.
+    """
+    from npuc.passes.round_floats import RoundFloats
+
+    return () if form is None else (RoundFloats(form),)
 
 
 def catalogue() -> Mapping[str, type[Pass]]:

@@ -1,12 +1,12 @@
 """What a target adapter must offer, and the values that cross that boundary."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from npuc.passes.base import Pass
-from npuc.profile import FloatFormat, Profile
+from npuc.profile import Profile
 from npuc.program import Program, Tensors
 
 Evidence = Literal["twin", "vendor-compiled", "vendor-simulator", "device"]
@@ -38,20 +38,75 @@ class Toolchain:
 
 
 @dataclass(frozen=True, slots=True)
+class Handover:
+    """The model as vendors' tools take it.
+
+    `program` is float32 with fixed shapes, after the target's legalisation; `calibration` are
+    calls that fit its ports. `quantized` is the same with QuantizeLinear and DequantizeLinear,
+    where the precision asks for it. `archive` is the torch.export archive of the original where
+    there is one.
+    """
+
+    program: Program
+    calibration: Sequence[Tensors] = ()
+    precision: str = "float"
+    quantized: Program | None = None
+    archive: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a vendor's tool made: files by name, beside those of the kit, its log among them.
+
+    `said` is one line on what it did and for what; `evidence` is what that is worth.
+    """
+
+    files: Mapping[str, bytes]
+    said: str
+    version: str
+    evidence: Evidence = "vendor-compiled"
+
+
+class Tool(Protocol):
+    """A vendor's compiler, as npuc drives it. A kit is a folder of files: names have no path."""
+
+    name: str
+
+    def find(self, profile: Profile) -> Toolchain:
+        """Say whether it can run here; never raises, never imports it."""
+        ...
+
+    def kit(self, job: Handover, profile: Profile) -> Mapping[str, bytes]:
+        """Return the files that the tool's documented use needs, and a README.txt on that use."""
+        ...
+
+    def lacks(self, kit: Mapping[str, bytes]) -> str:
+        """Say what the tool needs and the kit does not have, and how to get it; or ""."""
+        ...
+
+    def build(self, folder: Path, profile: Profile, options: "LowerOptions") -> Built:
+        """Run the tool on the kit in `folder`.
+
+        The kit may come out of a stranger's artifact: scripts in it are never run, but written
+        anew. Raises `ToolchainError` where the tool fails, in whatever way.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class LowerOptions:
     """The user's choices that concern lowering.
 
-    `cpu` is a CPU level or LLVM CPU name for host code. `fallback` is "" or "ort". `archive` is
-    the torch.export archive of the original where there is one, for vendors that take torch.
+    `cpu` is a CPU level or LLVM CPU name for host code. `fallback` is "" or "ort". `vendor` says
+    what to do with a vendor's compiler: "use" it where it is here, "require" it, or "skip" it.
     """
 
     precision: str = "float"
     cpu: str = "native"
     fallback: str = ""
-    require_vendor: bool = False
+    vendor: Literal["use", "require", "skip"] = "use"
     timeout: float = 3600.0
-    archive: Path | None = None
-    float_format: FloatFormat | None = None
+    handover: Handover | None = None
 
 
 @dataclass(frozen=True, slots=True)

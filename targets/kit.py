@@ -1,65 +1,68 @@
-"""The hand-over kit: everything Rebellions' compiler needs, for a machine that has it."""
+"""The files that hand-over kits have in common."""
 
-from pathlib import Path
+import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from npuc.errors import UnsupportedError
 from npuc.passes.graphs import constant
 from npuc.profile import GRADES, Profile
-from npuc.program import Program
-from npuc.targets import rebel_sdk
+from npuc.program import Program, Tensors
 
-FOLDER = "vendor/"
-ARCHIVE = f"{FOLDER}model.pt2"
-REQUEST = f"{FOLDER}input_info.json"
-SCRIPT = f"{FOLDER}compile.py"
-SCALES = f"{FOLDER}quantization.safetensors"
-README = f"{FOLDER}README.txt"
-BINARY = f"{FOLDER}model.rbln"
-LOG = f"{FOLDER}compile.log"
-
-NO_ARCHIVE = "it takes torch modules, and this model did not come as one"
-NO_ARCHIVE_REMEDY = (
-    "call npuc.save(model, example_inputs, 'model.pt') where the torch model is, and compile that"
-)
+README = "README.txt"
 
 
-def members(
-    program: Program, profile: Profile, precision: str, archive: Path | None, npu: str, devices: int
-) -> dict[str, bytes]:
-    """Return the kit's members by path; without an archive it explains what is missing."""
-    inputs = [
-        {"name": port.name, "shape": list(port.shape), "dtype": port.dtype}
-        for port in program.inputs
-    ]
-    files = {
-        REQUEST: rebel_sdk.request(list(inputs), npu, devices),
-        SCRIPT: script(),
+def readme(profile: Profile, parts: Sequence[str]) -> bytes:
+    """Return README.txt: what to do with the kit, and what npuc's twin assumes of the device."""
+    facts = (
+        f"  {key} = {fact.value!r} [{fact.grade}: {GRADES[fact.grade]}]"
+        for key, fact in sorted(profile.assumed.items())
+    )
+    head = f"Hand-over kit for {profile.title}"
+    tail = "What npuc's host twin assumes of this device:\n\n" + "\n".join(facts)
+    return ("\n\n".join([head, *parts, tail]) + "\n").encode()
+
+
+def onnx_model(program: Program) -> dict[str, bytes]:
+    """Return ``model.onnx``, one file, as vendors' tools take it; for more than 2 GiB of weights
+    raises `UnsupportedError`.
+    """
+    content = program.serialized()
+    if content is None:
+        raise UnsupportedError(
+            f"{program.weight_bytes / 2**30:.1f} GiB of weights do not fit one ONNX file (2 GiB)",
+            hint="cut the model, or give the vendor's tool the original model",
+        )
+    return {"model.onnx": content}
+
+
+def npy(array: "np.ndarray[Any, Any]") -> bytes:
+    """Return an array as the bytes of an ``.npy`` file, with its shape as it is."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.asarray(array, order="C"), allow_pickle=False)
+    return file.getvalue()
+
+
+def calibration(calls: Sequence[Tensors], folder: str = "calibration") -> dict[str, bytes]:
+    """Return ``<folder>/<input>/<number>.npy`` for every input of every call."""
+    return {
+        f"{folder}/{name}/{number:04}.npy": npy(array)
+        for number, call in enumerate(calls)
+        for name, array in call.items()
     }
-    if archive is not None:
-        files[ARCHIVE] = archive.read_bytes()
-    if precision == "int8":
-        from safetensors.numpy import save
-
-        files[SCALES] = save(scales(program))
-    call = _call(inputs, npu, devices)
-    files[README] = _readme(profile, precision, archive is not None, call).encode()
-    return files
 
 
-def script() -> bytes:
-    """Return compile.py, which runs in the vendor's Python."""
-    return Path(__file__).with_name("rebel_compile.py").read_bytes()
-
-
-def scales(program: Program) -> dict[str, "np.ndarray[Any, Any]"]:
-    """Return ``<tensor>.scale`` and ``<tensor>.zero_point`` for every quantized tensor.
+def scales(program: Program) -> bytes:
+    """Return a safetensors file of ``<tensor>.scale`` and ``.zero_point`` per quantized tensor.
 
     A tensor goes by the name it has in the program before quantization; scales are float32,
     scalars or one per output channel, and real = scale·(code - zero point).
     """
+    from safetensors.numpy import save
+
     found: dict[str, np.ndarray[Any, Any]] = {}
     for node in program.model.graph.all_nodes():
         name = _quantized(node)
@@ -70,7 +73,7 @@ def scales(program: Program) -> dict[str, "np.ndarray[Any, Any]"]:
         zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if zero is not None:
             found[f"{name}.zero_point"] = np.ascontiguousarray(zero)
-    return dict(sorted(found.items()))
+    return bytes(save(dict(sorted(found.items()))))
 
 
 def _quantized(node: ir.Node) -> str:
@@ -83,63 +86,3 @@ def _quantized(node: ir.Node) -> str:
     if node.op_type == "DequantizeLinear" and source.is_initializer():
         return (source.name or "").removesuffix("_quantized")
     return ""
-
-
-def _call(inputs: list[dict[str, Any]], npu: str, devices: int) -> str:
-    info = ",\n".join(f"        ({i['name']!r}, {i['shape']!r}, {i['dtype']!r})" for i in inputs)
-    return f"""\
-    import rebel, torch
-    module = torch.export.load("model.pt2").module(check_guards=False)
-    compiled = rebel.compile_from_torch(module, input_info=[
-{info},
-    ], npu={npu!r}, num_devices={devices})
-    compiled.save("model.rbln")"""
-
-
-def _readme(profile: Profile, precision: str, complete: bool, call: str) -> str:
-    parts = [f"Hand-over kit for {profile.title}", _how(call) if complete else _incomplete(call)]
-    if precision == "int8":
-        parts.append(_INT8)
-    facts = (
-        f"  {key} = {fact.value!r} [{fact.grade}: {GRADES[fact.grade]}]"
-        for key, fact in sorted(profile.assumed.items())
-    )
-    parts.append("What npuc's host twin assumes of this device:\n\n" + "\n".join(facts))
-    return "\n\n".join(parts) + "\n"
-
-
-def _how(call: str) -> str:
-    return f"""\
-With npuc, where rebel-compiler is installed ({rebel_sdk.PYTHON} names its Python):
-
-    npuc compile MODEL.npuc --target atom
-
-Without npuc, unpack this folder and run, in the Python that has rebel-compiler:
-
-    python compile.py
-
-which writes model.rbln by this call (older compilers say tensor_parallel_size; compile.py asks):
-
-{call}
-
-input_info.json holds the same request; edit it for another NPU or another number of devices.
-rebel-compiler: {rebel_sdk.REMEDY}."""
-
-
-def _incomplete(call: str) -> str:
-    return f"""\
-model.pt2 is missing, so compile.py cannot run yet: Rebellions' compiler takes torch modules, not
-ONNX. To complete the kit, {NO_ARCHIVE_REMEDY}:
-
-    npuc compile model.pt --target atom
-
-or, with the torch module at hand, torch.export.save it as model.pt2 here; the call is then:
-
-{call}"""
-
-
-_INT8 = """\
-Precision. The SDK documents no public int8 path for such models, so compile.py builds from the
-float module, and the chip will compute in its 16-bit float. npuc's int8 numbers are those of its
-host twin, after the scheme published with MLPerf Inference v3.0. quantization.safetensors holds
-the calibrated scale and zero point of every tensor, for a compiler that takes them."""

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = (
     "errors archive grown jsonable progress quiet rnn_shapes text",
-    "program profile atomic outputs members manifest pickles zips sniff pt2 hazards",
+    "program profile facts atomic outputs members manifest pickles zips sniff pt2 hazards",
     "metrics runners inputs onnx_file signature",
     "passes",
     "observers thresholds calibrate capture torchscript weights calls floors answers record "

@@ -158,7 +158,7 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "opset": 18,
         "cpu": "aarch64",
         "fallback": "ort",
-        "require_vendor": True,
+        "vendor": "require",
         "skip": ("n1",),
         "dump": Path("d"),
         "timeout": 9.0,
