@@ -15,7 +15,7 @@
 
     [[limits]]                     # bounds on operators, see `npuc.profile.Limit`
     ops = ["Conv"]
-    field = "kernel"
+    measure = "kernel"
     most = 15
     when = { depthwise = false }
     grade = "P"
@@ -23,7 +23,7 @@
 """
 
 import tomllib
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from npuc.errors import NpucError
@@ -50,8 +50,8 @@ def read(text: str, load: Callable[[str], Profile] | None = None) -> Profile:
             facts[key] = Fact(raw["value"], raw["grade"], raw["source"])
     limits = []
     for raw in data.get("limits", ()):
-        what = f"limit of {raw.get('field')} for {', '.join(raw.get('ops', ['?']))}"
-        if fault := _fault(raw, {"ops", "field", "grade", "source"}, sources, _BOUNDS):
+        what = f"limit of {raw.get('measure')} for {', '.join(raw.get('ops', ['?']))}"
+        if fault := _fault(raw, {"ops", "measure", "grade", "source"}, sources, _BOUNDS):
             faults.append(f"{what}: {fault}")
         else:
             limits.append(_limit(raw))
@@ -72,7 +72,7 @@ _BOUNDS = {"least", "most", "multiple", "among", "when"}
 def _limit(raw: Mapping[str, Any]) -> Limit:
     among = raw.get("among")
     return Limit(
-        ops=tuple(raw["ops"]), field=raw["field"], grade=raw["grade"], source=raw["source"],
+        ops=tuple(raw["ops"]), measure=raw["measure"], grade=raw["grade"], source=raw["source"],
         least=raw.get("least"), most=raw.get("most"), multiple=raw.get("multiple"),
         among=None if among is None else tuple(among), when=dict(raw.get("when", {})),
     )  # fmt: skip
@@ -80,7 +80,7 @@ def _limit(raw: Mapping[str, Any]) -> Limit:
 
 def _keys(limit: Limit) -> list[tuple[str, str]]:
     """Return what a limit is about: a profile that states it anew replaces what it inherits."""
-    return [(op, limit.field) for op in limit.ops]
+    return [(op, limit.measure) for op in limit.ops]
 
 
 def _fault(

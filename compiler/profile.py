@@ -42,15 +42,15 @@ class FloatFormat:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A bound on what a device takes: `field` of every node of `ops` must lie within it.
+    """A bound on what a device takes: `measure` of every node of `ops` must lie within it.
 
-    `field` and the keys of `when` are what `npuc.features` measures of a node. The limit holds
+    `measure` and the keys of `when` are what `npuc.features` measures of a node. The limit holds
     where all of `when` do. `least`, `most` and `multiple` are inclusive numbers; `among` lists the
     only values there may be.
     """
 
     ops: tuple[str, ...]
-    field: str
+    measure: str
     grade: Grade
     source: str
     least: float | None = None
