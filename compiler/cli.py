@@ -106,6 +106,19 @@ def cli() -> None:
     "--fallback", type=click.Choice(["ort"]), help="Run what cannot be lowered in ONNX Runtime."
 )
 @click.option(
+    "--no-fallback",
+    "host",
+    flag_value=False,
+    default=True,
+    help="Fail where an operator would stay on the host.",
+)
+@click.option(
+    "--on-target",
+    multiple=True,
+    metavar="KINDS=all",
+    help="Fail unless all these run on the device: Conv,MatMul=all.",
+)
+@click.option(
     "--require-vendor",
     "vendor",
     flag_value="require",

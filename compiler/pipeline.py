@@ -7,7 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from npuc import artifact, calibrate, originals, outputs, plugins, recheck, record, stored
+from npuc import (
+    artifact,
+    calibrate,
+    originals,
+    outputs,
+    partition,
+    plugins,
+    recheck,
+    record,
+    stored,
+)
 from npuc import samples as sampling
 from npuc.answers import Reference
 from npuc.errors import OutputError, UsageError
@@ -45,6 +55,14 @@ CALIBRATION = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Placing:
+    """What the user allows to stay on the host (see `npuc.partition.require`)."""
+
+    host: bool
+    contract: Mapping[str, int | None]
+
+
+@dataclass(frozen=True, slots=True)
 class _Job:
     """What is common to all targets of one call."""
 
@@ -59,6 +77,7 @@ class _Job:
     dump: Path | None
     dims: Mapping[str, int]
     archive: Path | None
+    placing: Placing
 
 
 def compile(
@@ -79,6 +98,8 @@ def compile(
     opset: int = 20,
     cpu: str = "native",
     fallback: str = "",
+    host: bool = True,
+    on_target: Sequence[str] = (),
     vendor: Literal["use", "require", "skip"] = "use",
     skip: Sequence[str] = (),
     dump: str | Path | None = None,
@@ -90,9 +111,10 @@ def compile(
 
     `source` is a file, ``zoo:NAME`` or a torch module. `samples` and `calibration` are files or
     calls (input name → array); by default what was recorded with the model. `dims` gives dynamic
-    dimensions their size, by default that of the first sample. Artifacts are written even where
-    the report fails. Raises `NpucError`; parity is not raised but reported, unless a step that
-    must keep the answer changed it.
+    dimensions their size, by default that of the first sample. What a device cannot run stays on
+    its host, unless `host` is False; `on_target` says what must not (``Conv,MatMul=all``).
+    Artifacts are written even where the report fails. Raises `NpucError`; parity is not raised
+    but reported, unless a step that must keep the answer changed it.
     """
     shown = progress or Silent()
     names = (target,) if isinstance(target, str) else tuple(target)
@@ -100,6 +122,7 @@ def compile(
     label = source if isinstance(source, str | Path) else type(source).__name__
     paths = outputs.artifact_paths(str(label), names, None if output is None else Path(output))
     _check_precision(targets, precision)
+    wanted = Placing(host, partition.contract(on_target))
     options = LowerOptions(cpu=cpu, fallback=fallback, vendor=vendor, timeout=timeout)
     shown.stage("load")
     loaded = load(
@@ -127,7 +150,7 @@ def compile(
         job = _Job(
             str(label), program, validator, precision, observer, tuple(skip), options, shown,
             None if dump is None else Path(dump), bound,
-            _archive(loaded, reference, Path(work)) if takes_torch else None,
+            _archive(loaded, reference, Path(work)) if takes_torch else None, wanted,
         )  # fmt: skip
         return [_compile_for(t, path, job) for t, path in zip(targets, paths, strict=True)]
 
@@ -140,6 +163,10 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
     watch = _watching(validator, job.dump and job.dump / target.name)
 
     program = run(job.program, _traced(_prepare(target), shown), profile, watch)
+    partition.require(
+        program.model, target.name, fallback=job.placing.host, contract=job.placing.contract
+    )
+    crossing = partition.crossings(program.model)
     reference = job.validator.reference
     calls = _parts(reference.calibration[:CALIBRATION], program, job.validator.exported)
     handover = Handover(program, calls, precision, archive=job.archive)
@@ -164,6 +191,7 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
     _alternatives(quantized, profile, numerics, validator)
 
     report = validator.report(job.name, target.profile, precision, payload, job.dims)
+    report = replace(report, crossings=crossing)
     shown.stage(f"write {path.name}")
     stored_calls = originals.cut(validator.reference, program, validator.exported, STORED)
     manifest = Manifest(

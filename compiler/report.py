@@ -9,7 +9,9 @@ from typing import Any
 
 from npuc.errors import ParityError
 from npuc.metrics import Difference
+from npuc.partition import HOST, Crossing
 from npuc.policy import Bar
+from npuc.text import size
 
 SCHEMA = "npuc-report-1"
 
@@ -56,6 +58,7 @@ class Report:
     notes: tuple[str, ...] = ()
     dims: Mapping[str, int] = field(default_factory=dict)
     placement: Mapping[str, str] = field(default_factory=dict)
+    crossings: tuple[Crossing, ...] = ()
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -86,7 +89,8 @@ class Report:
         evidence = f"evidence: {self.evidence}" + (f"; {self.vendor}" if self.vendor else "")
         lines = _aligned([_HEADER, *(_cells(row) for row in self.rows)])
         lines.insert(1, "-" * max(map(len, lines)))
-        about = [head, f"reference: {self.reference}", *_dims(self.dims), evidence, "", *lines]
+        about = [head, f"reference: {self.reference}", *_dims(self.dims), evidence]
+        about += [*self._host(), "", *lines]
         about += ["", *(f"note: {note}" for note in self.notes)]
         about += _wrapped("not public: ", [f"{name} {text}" for name, text in self.assumed.items()])
         for row in self.rows:
@@ -94,6 +98,21 @@ class Report:
                 f"{row.state}: {row.stage}: {text}" for text in (*row.faults, row.note) if text
             ]
         return "\n".join([*about, *self._verdict()])
+
+    def _host(self) -> list[str]:
+        """Say what does not run on the device, and what that moves."""
+        kinds = [op for op, place in self.placement.items() if HOST in place.split("+")]
+        if not kinds:
+            return []
+        total = sum(c.bytes for c in self.crossings)
+        lines = [
+            f"on the host: {', '.join(kinds)}; {len(self.crossings)} tensors of {size(total)} "
+            "cross per call"
+        ]
+        shown = sorted(self.crossings, key=lambda c: -c.bytes)[:5]
+        lines += [f"  {c.tensor} {size(c.bytes)} to the {c.to}" for c in shown]
+        more = len(self.crossings) - len(shown)
+        return lines + ([f"  and {more} more"] if more else [])
 
     def _verdict(self) -> list[str]:
         if self.passed:

@@ -58,8 +58,11 @@ class Npu:
         Raises `UnsupportedError` for operators the twin cannot run, `ToolchainError` where a
         compiler fails, or is missing and `options.vendor` is "require".
         """
+        from npuc import partition
+        from npuc.targets import parts
+
         job = options.handover or Handover(program, precision=options.precision)
-        kit = self.tool.kit(job, self.profile)
+        kit = parts.kit(self.tool, job, self.profile)
         missing = self._missing(kit, options)
         twin = tvm.lower(program, cpu=options.cpu, fallback=options.fallback)
         said = f"{self.tool.name} was not run: {missing}; hand-over kit in {FOLDER}"
@@ -68,7 +71,7 @@ class Npu:
             evidence="twin",
             toolchain=twin.toolchain,
             vendor=said,
-            placement=twin.placement,
+            placement=partition.placement(job.program.model, self.name),
             notes=(*twin.notes, *self._notes(program, options.precision)),
             settings={"float_format": form.name} if (form := self._format()) else {},
             runs_here=twin.runs_here,
@@ -82,9 +85,11 @@ class Npu:
         Raises `ToolchainError` where the compiler is missing or fails, `ArtifactError` where the
         kit is not whole.
         """
+        from npuc.targets import parts
+
         self._require(self.tool.find(self.profile))
         kit = {n.removeprefix(FOLDER): c for n, c in files.items() if n.startswith(FOLDER)}
-        if lacking := self.tool.lacks(kit):
+        if lacking := parts.lacks(self.tool, kit):
             raise ArtifactError(
                 f"no complete hand-over kit for {self.tool.name}: {lacking}",
                 hint="compile again from the model, with this version of npuc",
@@ -98,12 +103,14 @@ class Npu:
 
     def _missing(self, kit: Mapping[str, bytes], options: LowerOptions) -> str:
         """Say why the vendor's compiler is not run, or "" where it is."""
+        from npuc.targets import parts
+
         if options.vendor == "skip":
             return "--no-vendor"
         found = self.tool.find(self.profile)
         missing, remedy = found.missing, found.remedy
         if not missing:
-            missing, remedy = self.tool.lacks(kit), ""
+            missing, remedy = parts.lacks(self.tool, kit), ""
         if missing and options.vendor == "require":
             self._require(replace(found, missing=missing, remedy=remedy))
         return missing
@@ -113,13 +120,15 @@ class Npu:
             raise ToolchainError(f"{found.name} cannot run: {found.missing}", hint=found.remedy)
 
     def _built(self, payload: Payload, options: LowerOptions, workdir: Path) -> Payload:
+        from npuc.targets import parts
+
         folder = workdir / "vendor"
         for name, content in payload.files.items():
             if name.startswith(FOLDER):
                 path = folder / name.removeprefix(FOLDER)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-        built = self.tool.build(folder, self.profile, options)
+        built = parts.build(self.tool, folder, self.profile, options)
         added = {FOLDER + name: content for name, content in built.files.items()}
         return replace(
             payload,

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     "errors archive grown jsonable progress quiet rnn_shapes text",
     "program profile facts atomic outputs members manifest pickles zips sniff pt2 hazards",
-    "metrics runners inputs onnx_file signature",
+    "metrics runners inputs onnx_file signature partition",
     "passes",
     "observers thresholds calibrate capture torchscript weights calls floors answers record "
     "reference samples stored artifact models",
