@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     "errors archive grown jsonable progress quiet rnn_shapes text",
     "program profile facts atomic outputs members manifest pickles zips sniff pt2 hazards",
-    "metrics runners inputs onnx_file signature partition",
-    "passes",
+    "metrics runners inputs onnx_file signature partition source_lines nodes",
+    "passes features legality",
     "observers thresholds calibrate capture torchscript weights calls floors answers record "
     "reference samples stored artifact models",
     "targets",
