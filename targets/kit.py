@@ -1,18 +1,24 @@
 """The files that hand-over kits have in common."""
 
 import io
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from npuc.errors import UnsupportedError
+from npuc.errors import ArtifactError, UnsupportedError
 from npuc.passes.graphs import constant
 from npuc.profile import GRADES, Profile
 from npuc.program import Program, Tensors
 
-README = "README.txt"
+README, MODEL, REQUEST, LOG = "README.txt", "model.onnx", "request.json", "compile.log"
+CALIBRATION = "calibration"
+
+Array = np.ndarray[Any, Any]
 
 
 def readme(profile: Profile, parts: Sequence[str]) -> bytes:
@@ -26,33 +32,142 @@ def readme(profile: Profile, parts: Sequence[str]) -> bytes:
     return ("\n\n".join([head, *parts, tail]) + "\n").encode()
 
 
-def onnx_model(program: Program) -> dict[str, bytes]:
-    """Return ``model.onnx``, one file, as vendors' tools take it; for more than 2 GiB of weights
-    raises `UnsupportedError`.
+def onnx_model(program: Program, metadata: Mapping[str, str] | None = None) -> dict[str, bytes]:
+    """Return ``model.onnx``, one file, as vendors' tools take it.
+
+    It has the oldest IR version that its opset allows, since their ONNX is older than npuc's, and
+    no metadata but `metadata`. Raises `UnsupportedError` for more than 2 GiB of weights.
     """
-    content = program.serialized()
+    import onnx
+
+    bare = program.clone()
+    model = bare.model
+    ir.external_data.load_to_model(model)
+    for part in (model, model.graph, *model.functions.values()):
+        part.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    model.metadata_props.update(metadata or {})
+    opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items() if d == ""]
+    # Functions came with IR 8.
+    oldest = max(onnx.helper.find_min_ir_version_for(opsets), 8 if model.functions else 0)
+    model.ir_version = min(oldest, model.ir_version)
+    content = bare.serialized()
     if content is None:
         raise UnsupportedError(
             f"{program.weight_bytes / 2**30:.1f} GiB of weights do not fit one ONNX file (2 GiB)",
             hint="cut the model, or give the vendor's tool the original model",
         )
-    return {"model.onnx": content}
+    return {MODEL: content}
 
 
-def npy(array: "np.ndarray[Any, Any]") -> bytes:
+def npy(array: Array) -> bytes:
     """Return an array as the bytes of an ``.npy`` file, with its shape as it is."""
     file = io.BytesIO()
     np.lib.format.write_array(file, np.asarray(array, order="C"), allow_pickle=False)
     return file.getvalue()
 
 
-def calibration(calls: Sequence[Tensors], folder: str = "calibration") -> dict[str, bytes]:
-    """Return ``<folder>/<input>/<number>.npy`` for every input of every call."""
+def folders(names: Sequence[str]) -> dict[str, str]:
+    """Give every tensor a folder name that all systems and all tools' lists can hold."""
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in names:
+        plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:80].strip(".") or "_"
+        folder, count = plain, 1
+        while folder.lower() in taken:
+            count += 1
+            folder = f"{plain}_{count}"
+        taken.add(folder.lower())
+        found[name] = folder
+    return found
+
+
+def calibration(
+    calls: Sequence[Tensors], layout: Callable[[Array], Array] | None = None
+) -> dict[str, bytes]:
+    """Return ``calibration/<folder>/<number>.npy`` for every input of every call.
+
+    `folders` names the folders; `layout` rearranges each array as the tool wants it.
+    """
+    named = folders(list(calls[0]) if calls else [])
     return {
-        f"{folder}/{name}/{number:04}.npy": npy(array)
+        f"{CALIBRATION}/{named[name]}/{number:04}.npy": npy(layout(array) if layout else array)
         for number, call in enumerate(calls)
         for name, array in call.items()
     }
+
+
+def request(program: Program, calls: int, settings: Mapping[str, Any]) -> bytes:
+    """Return ``request.json``: the inputs, where their calibration is, and the tool's settings."""
+    named = folders([port.name for port in program.inputs])
+    inputs = [
+        {
+            "name": port.name,
+            "shape": list(port.shape),
+            "dtype": port.dtype,
+            "folder": f"{CALIBRATION}/{named[port.name]}",
+        }
+        for port in program.inputs
+    ]
+    content = {"inputs": inputs, "calls": calls, "settings": dict(settings)}
+    return json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def asked(content: bytes) -> dict[str, Any]:
+    """Read ``request.json``; raises `ArtifactError` where it is not what `request` writes."""
+    try:
+        data = json.loads(content)
+        fine = isinstance(data["settings"], dict) and type(data["calls"]) is int and data["inputs"]
+        for port in data["inputs"]:
+            shape = port["shape"]
+            fine = fine and all(type(size) is int and size >= 0 for size in shape)
+            fine = fine and all(isinstance(port[k], str) for k in ("name", "dtype", "folder"))
+        if not fine:
+            raise ValueError("a value of another type than npuc writes")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{REQUEST} is damaged: {error!r}") from error
+    return dict(data)
+
+
+def lacks(kit: Mapping[str, bytes], calibrated: bool = True) -> str:
+    """Say what of the model, the request and (where `calibrated`) the calibration is missing."""
+    missing = [name for name in (MODEL, REQUEST) if name not in kit]
+    if missing:
+        return f"{' and '.join(missing)} missing"
+    try:
+        wanted = asked(kit[REQUEST])
+    except ArtifactError as error:
+        return error.message
+    if not calibrated:
+        return ""
+    if not wanted["calls"]:
+        return "no calibration data: it quantizes by itself; give --calibration or --samples"
+    names = [
+        f"{port['folder']}/{number:04}.npy"
+        for port in wanted["inputs"]
+        for number in range(wanted["calls"])
+    ]
+    gone = [name for name in names if name not in kit]
+    return f"{len(gone)} calibration files missing, {gone[0]} among them" if gone else ""
+
+
+def settled(folder: Path, settings: Mapping[str, Any]) -> bytes:
+    """Write the request of an unpacked kit anew from its model, which is checked; return it.
+
+    `settings` replace what is asked there. Raises `LoadError` for a model that is damaged or
+    refers to other files, `ArtifactError` for a damaged request.
+    """
+    from npuc.onnx_file import read_onnx
+
+    program = read_onnx(folder / MODEL)
+    wanted = asked((folder / REQUEST).read_bytes())
+    content = request(program, wanted["calls"], settings)
+    (folder / REQUEST).write_bytes(content)
+    return content
 
 
 def scales(program: Program) -> bytes:

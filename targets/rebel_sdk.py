@@ -1,19 +1,13 @@
 """Rebellions' compiler on this machine: where it is, and one compilation with it."""
 
 import glob
-import importlib.util
 import json
 import os
-import shlex
-import subprocess
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from npuc.errors import LoadError, ToolchainError
-from npuc.targets import vendor
+from npuc.targets import foreign, vendor
 from npuc.targets.base import Toolchain
 
 NAME = "rebel-compiler"
@@ -24,38 +18,15 @@ REMEDY = (
     "get an RBLN Portal account (docs.rbln.ai), install rebel-compiler in any Python 3.10-3.14 "
     f"environment, and set {PYTHON}=/path/to/that/python"
 )
-_PROBE = """
-import importlib.metadata as m, importlib.util as u, json
-try: version = m.version("rebel-compiler")
-except m.PackageNotFoundError: version = ""
-print(json.dumps([u.find_spec("rebel") is not None, version]))
-"""
+_PACKAGE = foreign.Package("rebel-compiler", "rebel")
 
-
-@dataclass(frozen=True, slots=True)
-class Sdk:
-    """The SDK as found: `command` starts its Python and is empty where `toolchain.missing`."""
-
-    toolchain: Toolchain
-    command: tuple[str, ...] = ()
+Sdk = foreign.Found
+"""The SDK as found: `command` starts its Python and is empty where `toolchain.missing`."""
 
 
 def find() -> Sdk:
     """Look for the SDK in `NPUC_ATOM_PYTHON`, else in this interpreter; never raises."""
-    configured = os.environ.get(PYTHON, "")
-    if configured:
-        return _probe(configured)
-    try:
-        spec = importlib.util.find_spec("rebel")
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None:
-        return Sdk(Toolchain(NAME, "", "not installed here", REMEDY))
-    try:
-        version = metadata.version(NAME)
-    except metadata.PackageNotFoundError:
-        version = ""
-    return Sdk(Toolchain(NAME, version), (sys.executable,))
+    return foreign.python(NAME, PYTHON, [_PACKAGE], REMEDY)
 
 
 def compile_archive(sdk: Sdk, folder: Path, npu: str, timeout: float) -> tuple[bytes, bytes]:
@@ -97,26 +68,6 @@ def _check(archive: Path) -> None:
             "unsafe exported program in the hand-over kit:\n  " + "\n  ".join(faults[:20]),
             hint="compile again from the model; do not give this artifact to the vendor's compiler",
         )
-
-
-def _probe(configured: str) -> Sdk:
-    try:
-        command = tuple(shlex.split(configured))
-        done = subprocess.run(
-            [*command, "-c", _PROBE], capture_output=True, text=True, timeout=60, check=True
-        )
-        found, version = json.loads(done.stdout.strip().splitlines()[-1])
-    except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
-        missing = f"{PYTHON}={configured!r} is no Python that runs: {_reason(error)}"
-        return Sdk(Toolchain(NAME, "", missing, REMEDY))
-    if not found:
-        return Sdk(Toolchain(NAME, "", f"not installed in {PYTHON}={configured!r}", REMEDY))
-    return Sdk(Toolchain(NAME, str(version)), command)
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "stderr", None) or str(error)
-    return str(text).strip().splitlines()[-1][:200] if str(text).strip() else type(error).__name__
 
 
 def require(toolchain: Toolchain, reason: str = "") -> None:

@@ -25,8 +25,11 @@ def run(
     produces: Path,
     timeout: float,
     env: Mapping[str, str] | None = None,
+    magic: bytes = b"",
 ) -> bytes:
     """Run `command` until it ends and return its output; `produces` is the file it must write.
+
+    One of that name that is there before is removed; `magic` is how the new one must begin.
 
     `timeout` is in seconds. The tool gets an empty HOME and TMPDIR of its own: vendors' compilers
     cache failures there, and a killed one leaves files behind. Nothing it started in its process
@@ -36,10 +39,13 @@ def run(
     `logs()`, named in the error.
     """
     log = _new_log(tool)
+    produces.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="npuc-", ignore_cleanup_errors=True) as private:
         fault = _run(command, log, timeout, _environment(Path(private), env or {}))
     if not fault and not (produces.is_file() and produces.stat().st_size):
         fault = f"ended without an error and without writing {produces.name}"
+    if not fault and not _begins(produces, magic):
+        fault = f"wrote a {produces.name} that does not begin with {magic!r}"
     output = log.read_bytes()
     if fault:
         raise ToolchainError(
@@ -54,6 +60,11 @@ def logs() -> Path:
     """Return the folder in which logs of failed tools stay: ``$XDG_CACHE_HOME/npuc/logs``."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "npuc" / "logs"
+
+
+def _begins(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
 
 
 def _new_log(tool: str) -> Path:
