@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from npuc.console import guarded, json_out, out, progress
-from npuc.errors import UsageError
+from npuc.console import complain, guarded, json_out, out, progress
+from npuc.errors import NpucError, UsageError
 
 _EPILOG = """\b
 Exit codes: 0 passed · 2 usage · 3 load or export · 4 pass or unsupported operator ·
@@ -68,7 +68,7 @@ def cli() -> None:
     multiple=True,
     required=True,
     metavar="NAME[,NAME]",
-    help="Where it shall run (npuc targets lists them).",
+    help="Where it shall run (npuc targets lists them), or all.",
 )
 @click.option(
     "-o",
@@ -138,31 +138,43 @@ def cli() -> None:
     metavar="SECONDS",
     help="Limit for each external tool.",
 )
+@click.option("--html", type=_FILE, help="Write one page on all targets to this file.")
 @_json
 @_quiet
 def compile_verb(
     model_file: str, targets: tuple[str, ...], output: Path | None, dims: tuple[str, ...],
-    fallback: str | None, vendor: Any, min_sqnr: float, as_json: bool, quiet: bool,
-    **options: Any,
+    fallback: str | None, vendor: Any, min_sqnr: float, html: Path | None, as_json: bool,
+    quiet: bool, **options: Any,
 ) -> int:  # fmt: skip
     """Compile MODEL (a file, or zoo:NAME) and compare every step with the original."""
     from npuc import outputs, pipeline
     from npuc.policy import Policy
 
-    names = _split(targets)
-    for path in outputs.artifact_paths(model_file, names, output):
+    names = _named(targets)
+    for path in (*outputs.artifact_paths(model_file, names, output), *([html] if html else ())):
         outputs.probe(path)
+    failures: dict[str, NpucError] = {}
+    failed = failures.__setitem__ if len(names) > 1 else None
     with progress(quiet) as shown:
         done = pipeline.compile(
             model_file, target=names, output=output, dims=_dims(dims), fallback=fallback or "",
-            vendor=vendor or "use", policy=Policy(sqnr_db=min_sqnr), progress=shown, **options,
+            vendor=vendor or "use", policy=Policy(sqnr_db=min_sqnr), progress=shown,
+            failed=failed, **options,
         )  # fmt: skip
+    if html:
+        from npuc import matrix
+
+        outputs.text(html, matrix.page([c.report for c in done], failures))
     if as_json:
         data = [{"artifact": str(c.artifact_path), **c.report.to_json()} for c in done]
-        json_out({"compiled": data})
+        errors = {name: {"exit_code": e.exit_code, "error": str(e)} for name, e in failures.items()}
+        json_out({"compiled": data} | ({"failed": errors} if errors else {}))
     else:
         out("\n\n".join(f"{c.report.table()}\n→ {c.artifact_path}" for c in done))
-    return max((c.report.exit_code for c in done), default=0)
+    for name, error in failures.items():
+        complain(f"target {name}: {error}")
+    codes = [*(c.report.exit_code for c in done), *(e.exit_code for e in failures.values())]
+    return max(codes, default=0)
 
 
 @cli.command("record", short_help="Write a model with its own answers.")
@@ -288,6 +300,14 @@ def _run(argv: Sequence[str] | None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
+
+
+def _named(targets: tuple[str, ...]) -> tuple[str, ...]:
+    """Split target names; ``all`` stands for every installed one."""
+    from npuc import plugins
+
+    names = _split(targets)
+    return plugins.names() if names == ("all",) else names
 
 
 def _split(names: tuple[str, ...]) -> tuple[str, ...]:

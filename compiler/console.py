@@ -46,6 +46,11 @@ def json_out(data: Any) -> None:
     out(json.dumps(plain(data), indent=2, allow_nan=False))
 
 
+def complain(text: str) -> None:
+    """Write an error to stderr."""
+    print(harmless(f"npuc: {text}"), file=sys.stderr)
+
+
 @contextlib.contextmanager
 def progress(quiet: bool) -> Iterator["Progress"]:
     """Report progress on stderr, and leave the terminal clean whatever happens."""
@@ -67,7 +72,7 @@ def guarded(verb: Callable[[], int]) -> int:
         with _ended_like_ctrl_c():
             return verb()
     except NpucError as error:
-        print(harmless(f"npuc: {error}"), file=sys.stderr)
+        complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         print("npuc: interrupted", file=sys.stderr)

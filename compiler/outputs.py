@@ -45,5 +45,11 @@ def probe(path: Path) -> None:
         return
 
 
+def text(path: Path, content: str) -> None:
+    """Write a text file as a whole or not at all; raises `OutputError`."""
+    with atomic_write(path) as part:
+        part.write_text(content, encoding="utf-8")
+
+
 class _Undo(Exception):
     """Takes the probe's temporary file back."""

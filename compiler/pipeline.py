@@ -2,7 +2,7 @@
 
 import difflib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from npuc import (
     artifact,
     calibrate,
+    estimate,
     originals,
     outputs,
     partition,
@@ -20,7 +21,7 @@ from npuc import (
 )
 from npuc import samples as sampling
 from npuc.answers import Reference
-from npuc.errors import OutputError, UsageError
+from npuc.errors import NpucError, OutputError, UsageError
 from npuc.export import export
 from npuc.jsonable import canonical
 from npuc.load import Loaded, load
@@ -106,6 +107,7 @@ def compile(
     timeout: float = 3600.0,
     policy: Policy | None = None,
     progress: Progress | None = None,
+    failed: Callable[[str, NpucError], None] | None = None,
 ) -> list[Compiled]:
     """Compile a model for one or more targets and compare every step with the original.
 
@@ -114,7 +116,8 @@ def compile(
     dimensions their size, by default that of the first sample. What a device cannot run stays on
     its host, unless `host` is False; `on_target` says what must not (``Conv,MatMul=all``).
     Artifacts are written even where the report fails. Raises `NpucError`; parity is not raised
-    but reported, unless a step that must keep the answer changed it.
+    but reported, unless a step that must keep the answer changed it. With `failed` one target's
+    error is given to it, with the target's name, and the other targets go on.
     """
     shown = progress or Silent()
     names = (target,) if isinstance(target, str) else tuple(target)
@@ -152,7 +155,21 @@ def compile(
             None if dump is None else Path(dump), bound,
             _archive(loaded, reference, Path(work)) if takes_torch else None, wanted,
         )  # fmt: skip
-        return [_compile_for(t, path, job) for t, path in zip(targets, paths, strict=True)]
+        return list(_each(zip(targets, paths, strict=True), job, failed))
+
+
+def _each(
+    targets: Iterable[tuple[Target, Path]],
+    job: _Job,
+    failed: Callable[[str, NpucError], None] | None,
+) -> Iterator[Compiled]:
+    for target, path in targets:
+        try:
+            yield _compile_for(target, path, job)
+        except NpucError as error:
+            if failed is None:
+                raise
+            failed(target.name, error)
 
 
 def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
@@ -191,7 +208,8 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
     _alternatives(quantized, profile, numerics, validator)
 
     report = validator.report(job.name, target.profile, precision, payload, job.dims)
-    report = replace(report, crossings=crossing)
+    bound = estimate.estimate(handover.program, profile, precision)
+    report = replace(report, crossings=crossing, estimate=bound)
     shown.stage(f"write {path.name}")
     stored_calls = originals.cut(validator.reference, program, validator.exported, STORED)
     manifest = Manifest(
@@ -213,9 +231,10 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
 def _prepare(target: Target) -> tuple[Pass, ...]:
     """Return the passes that a target needs before quantization."""
     from npuc.passes.lower_opset import LowerOpset
+    from npuc.passes.place import Place
 
     limit = target.profile.opset_max
-    return (*target.legalise(), *([LowerOpset(limit)] if limit else []))
+    return (*target.legalise(), *([LowerOpset(limit)] if limit else []), Place())
 
 
 def _quantize(handover: Handover, profile: Profile, job: _Job) -> Pass:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from npuc.errors import ParityError
+from npuc.estimate import Estimate
 from npuc.metrics import Difference
 from npuc.partition import HOST, Crossing
 from npuc.policy import Bar
@@ -59,6 +60,7 @@ class Report:
     dims: Mapping[str, int] = field(default_factory=dict)
     placement: Mapping[str, str] = field(default_factory=dict)
     crossings: tuple[Crossing, ...] = ()
+    estimate: Estimate | None = None
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -80,8 +82,14 @@ class Report:
         """Return the report in JSON types (`SCHEMA`); every number that the table rounds."""
         from npuc.jsonable import plain
 
-        data = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {"schema": SCHEMA, "passed": self.passed, **{k: plain(v) for k, v in data.items()}}
+        data = {n: getattr(self, n) for n in self.__dataclass_fields__ if n != "estimate"}
+        bound = self.estimate.to_json() if self.estimate is not None else None
+        return {
+            "schema": SCHEMA,
+            "passed": self.passed,
+            **{k: plain(v) for k, v in data.items()},
+            "estimate": bound,
+        }
 
     def table(self) -> str:
         """Return the report as plain text."""

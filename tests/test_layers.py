@@ -16,10 +16,10 @@ LAYERS = (
     "metrics runners inputs onnx_file signature partition source_lines nodes",
     "passes features legality",
     "observers thresholds calibrate capture torchscript weights calls floors answers record "
-    "reference samples stored artifact models",
+    "reference samples stored artifact models estimate",
     "targets",
     "plugins load export policy",
-    "originals pipeline recheck validate report execute look",
+    "originals pipeline recheck validate report execute look matrix",
     "doctor listing console cli __main__",
 )
 """Lowest first. A package stands for all its modules; a new module must be placed here."""

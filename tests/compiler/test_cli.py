@@ -142,6 +142,7 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     ((args, kwargs),) = calls
     assert args == ("m.pt",)
     assert type(kwargs.pop("progress")).__name__ == "Silent"
+    assert callable(kwargs.pop("failed"))
     assert kwargs == {
         "target": ("cpu", "atom"),
         "output": None,
@@ -178,6 +179,26 @@ def test_compile_prints_the_report_and_returns_its_code(
     assert json.loads(capsys.readouterr().out) == {
         "compiled": [{"artifact": "m.cpu.npuc", "passed": False, "sqnr_db": "inf"}]
     }
+
+
+def test_one_targets_error_does_not_hide_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With several targets, what compiled is printed, what failed is said, the worst code wins."""
+
+    def compiled(*args: Any, failed: Any, **kwargs: Any) -> Any:
+        failed("atom", errors.ToolchainError("rebel-compiler was killed", hint="read its log"))
+        return [SimpleNamespace(artifact_path=Path("m.cpu.npuc"), report=Report(0), passed=True)]
+
+    stub(monkeypatch)
+    monkeypatch.setattr(sys.modules["npuc.pipeline"], "compile", compiled)
+    assert main(["compile", "zoo:x", "-t", "cpu,atom"]) == 5
+    printed = capsys.readouterr()
+    assert printed.out == "table of 0\n→ m.cpu.npuc\n"
+    assert "npuc: target atom: rebel-compiler was killed\n→ read its log" in printed.err
+    assert main(["compile", "zoo:x", "-t", "cpu,atom", "--json"]) == 5
+    data = json.loads(capsys.readouterr().out)
+    assert data["failed"]["atom"]["exit_code"] == 5 and len(data["compiled"]) == 1
 
 
 def test_outputs_are_tried_before_the_work(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -253,6 +274,7 @@ def compile(*args, progress, **kwargs):
         time.sleep(60)
 sys.modules["npuc.pipeline"] = types.SimpleNamespace(compile=compile)
 from npuc.cli import main
+from npuc.errors import ToolchainError
 sys.exit(main(["compile", "m.onnx", "-t", "cpu"]))
 """
 
