@@ -63,6 +63,9 @@ def page(reports: Sequence[Report], failed: Mapping[str, str]) -> str:
 """
 
 
+TOP = 60.0
+"""Decibels at which bars end."""
+
 _COLUMNS = (
     "target", "precision", "SQNR dB", "max abs", "same choice", "evidence", "on the host",
     "time ≥", "verdict",
@@ -123,22 +126,25 @@ def _decibels(value: float) -> str:
 
 
 def _bars(reports: Sequence[Report]) -> str:
-    """Draw one horizontal bar per target; 20 dB, the default bar, is a line."""
+    """Draw one horizontal bar per target; 20 dB, the default bar, is a line.
+
+    Bars end at `TOP`: beyond it nothing is lost that anyone could see, and float targets would
+    squeeze the others.
+    """
     values = [(r, worst(final(r))) for r in reports]
-    known = [(r, min(d.sqnr_db, 150.0)) for r, d in values if d is not None and d.sqnr_db > 0]
+    known = [(r, d.sqnr_db) for r, d in values if d is not None and not math.isnan(d.sqnr_db)]
     if not known:
         return "<p>nothing was compared</p>"
-    top = max(max(v for _, v in known), 40.0)
     height = 22 * len(known) + 24
     parts = []
     for at, (report, value) in enumerate(known):
-        y, width = 22 * at, 620 * value / top
+        y, width = 22 * at, 620 * min(max(value, 0.0), TOP) / TOP
         parts.append(
             f'<text x="108" y="{y + 15}" text-anchor="end">{escape(report.target)}</text>'
             f'<rect x="116" y="{y + 3}" width="{width:.1f}" height="15" fill="var(--bar)"/>'
-            f'<text x="{122 + width:.1f}" y="{y + 15}">{value:.1f}</text>'
+            f'<text x="{122 + width:.1f}" y="{y + 15}">{_decibels(value)}</text>'
         )
-    x = 116 + 620 * 20 / top
+    x = 116 + 620 * 20 / TOP
     parts.append(
         f'<line x1="{x:.1f}" y1="0" x2="{x:.1f}" y2="{height - 20}" stroke="var(--bad)"/>'
         f'<text x="{x:.1f}" y="{height - 6}" text-anchor="middle">20 dB</text>'
