@@ -177,6 +177,47 @@ def compile_verb(
     return max(codes, default=0)
 
 
+@cli.command("check", short_help="Say what a target would not run, without compiling.")
+@click.argument("model_file", metavar="MODEL")
+@click.option(
+    "-t",
+    "--target",
+    "targets",
+    multiple=True,
+    required=True,
+    metavar="NAME[,NAME]",
+    help="The devices to ask, or: all.",
+)
+@click.option(
+    "--dim",
+    "dims",
+    multiple=True,
+    metavar="NAME=SIZE",
+    help="Give a dynamic dimension its size: batch=1.",
+)
+@_source_options
+@click.option("--opset", type=int, default=20, show_default=True, help="ONNX opset to export to.")
+@_json
+def check_verb(
+    model_file: str, targets: tuple[str, ...], dims: tuple[str, ...], as_json: bool, **options: Any
+) -> int:
+    """Hold MODEL against what is public of each target: operators, limits, shapes, memory.
+
+    Shows what npuc's own passes mend, what would run on the host, and what to change. Exit code 4
+    where a part would run on the host, or the model cannot be compiled as it is; 0 where all runs
+    on the target, as far as is public.
+    """
+    from npuc import check_text
+    from npuc.check import check
+
+    found = check(model_file, target=_split(targets), dims=_dims(dims), **options)
+    if as_json:
+        json_out(check_text.to_json(model_file, found))
+    else:
+        out(check_text.text(model_file, found))
+    return 0 if all(outcome.passed for outcome in found) else 4
+
+
 @cli.command("record", short_help="Write a model with its own answers.")
 @click.argument("model_file", metavar="MODEL")
 @_source_options
@@ -252,6 +293,44 @@ def targets(as_json: bool) -> None:
     from npuc import listing
 
     json_out(listing.targets()) if as_json else out(listing.targets_text())
+
+
+@cli.group(cls=_InOrder, short_help="Install vendors' compilers in environments of their own.")
+def toolchain() -> None:
+    """List, install and remove the environments in which vendors' compilers run."""
+
+
+@toolchain.command("list")
+@_json
+def toolchain_list(as_json: bool) -> None:
+    """List the environments: what each is for, whether it is here, and its licence."""
+    from npuc import toolchains
+
+    json_out(toolchains.listing()) if as_json else out(toolchains.listing_text())
+
+
+@toolchain.command("install")
+@click.argument("name")
+@_quiet
+def toolchain_install(name: str, quiet: bool) -> None:
+    """Install environment NAME (or that of target NAME) from its profile's pinned packages."""
+    from npuc import toolchains
+
+    with progress(quiet) as shown:
+        item = toolchains.install(name, shown.stage)
+    out(f"{item.environment.name} → {item.environment.path}")
+
+
+@toolchain.command("remove")
+@click.argument("name")
+@_quiet
+def toolchain_remove(name: str, quiet: bool) -> None:
+    """Delete environment NAME."""
+    from npuc import toolchains
+
+    with progress(quiet) as shown:
+        item = toolchains.remove(name, shown.stage)
+    out(f"removed {item.environment.path}")
 
 
 @cli.command()

@@ -56,8 +56,7 @@ class Finding:
         """Say what is wrong in a few words: ``kernel 31: at most 15``."""
         if self.measure == "operator":
             return self.bound
-        value = "unknown" if self.value is UNKNOWN else _spelled(self.value)
-        return f"{self.measure} {value}: {self.bound}"
+        return f"{self.measure} {spelled(self.value)}: {self.bound}"
 
 
 def judge(program: Program, profile: Profile) -> tuple[Finding, ...]:
@@ -231,23 +230,26 @@ def bound(limit: Limit) -> str:
     """Spell a limit: ``at least 2, at most 8 (where depthwise is true)``."""
     parts = []
     if limit.least is not None:
-        parts.append(f"at least {_spelled(limit.least)}")
+        parts.append(f"at least {spelled(limit.least)}")
     if limit.most is not None:
-        parts.append(f"at most {_spelled(limit.most)}")
+        parts.append(f"at most {spelled(limit.most)}")
     if limit.multiple is not None:
         parts.append(f"a multiple of {limit.multiple}")
     if limit.among is not None:
         only = len(limit.among) == 1
-        parts.append(f"{'only' if only else 'one of'} {', '.join(map(_spelled, limit.among))}")
-    when = " and ".join(f"{name} is {_spelled(value)}" for name, value in limit.when.items())
+        parts.append(f"{'only' if only else 'one of'} {', '.join(map(spelled, limit.among))}")
+    when = " and ".join(f"{name} is {spelled(value)}" for name, value in limit.when.items())
     return ", ".join(parts) + (f" (where {when})" if when else "")
 
 
-def _spelled(value: Any) -> str:
+def spelled(value: Any) -> str:
+    """Spell a measure as a reader would: ``3x3``, ``true``, ``unknown``."""
+    if value is UNKNOWN:
+        return "unknown"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):
-        return "x".join(map(_spelled, value))
+        return "x".join(map(spelled, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -14,13 +14,13 @@ LAYERS = (
     "errors archive grown jsonable progress quiet rnn_shapes text",
     "program profile facts atomic outputs members manifest pickles zips sniff pt2 hazards",
     "metrics runners inputs onnx_file signature partition source_lines nodes",
-    "passes features legality",
+    "passes features legality ledger remedies",
     "observers thresholds calibrate capture torchscript weights calls floors answers record "
     "reference samples stored artifact models estimate",
     "targets",
     "plugins load export policy",
     "originals pipeline recheck validate report execute look matrix",
-    "doctor listing console cli __main__",
+    "check check_text doctor listing console cli __main__",
 )
 """Lowest first. A package stands for all its modules; a new module must be placed here."""
 
