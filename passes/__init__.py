@@ -43,8 +43,15 @@ def numerics(profile: Profile, precision: str, form: FloatFormat | None) -> tupl
     `form` is what the device stores floats in; None where that is float32, or nothing.
     """
     from npuc.passes.round_floats import RoundFloats
+    from npuc.passes.tflite_arithmetic import TfliteArithmetic
 
-    return () if form is None else (RoundFloats(form),)
+    scheme = profile.int_scheme
+    passes: list[Pass] = []
+    if precision == "int8" and scheme is not None and scheme.elementwise == "tflite":
+        passes.append(TfliteArithmetic())
+    if form is not None:
+        passes.append(RoundFloats(form))
+    return tuple(passes)
 
 
 def catalogue() -> Mapping[str, type[Pass]]:
@@ -58,6 +65,7 @@ def catalogue() -> Mapping[str, type[Pass]]:
     from npuc.passes.quantize import Quantize
     from npuc.passes.round_floats import RoundFloats
     from npuc.passes.simplify import Simplify
+    from npuc.passes.tflite_arithmetic import TfliteArithmetic
 
     every: tuple[type[Pass], ...] = (
         DecomposeRnn,
@@ -69,5 +77,6 @@ def catalogue() -> Mapping[str, type[Pass]]:
         Quantize,
         RoundFloats,
         Simplify,
+        TfliteArithmetic,
     )
     return {item.name: item for item in every}
