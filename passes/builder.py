@@ -9,7 +9,7 @@ import onnx_ir as ir
 from npuc.passes.graphs import Names, drop_if_unused, initializer
 
 Array = np.ndarray[Any, Any]
-Attribute = int | float | Sequence[int]
+Attribute = int | float | str | Sequence[int]
 
 
 class Builder:
@@ -33,12 +33,18 @@ class Builder:
     def constant(self, name: str, array: Array) -> ir.Value:
         """Add an initializer."""
         free = self._names.new(f"{self._prefix}_{name}")
-        return initializer(self._graph, free, np.ascontiguousarray(array))
+        return initializer(self._graph, free, np.asarray(array, order="C"))
+
+    def several(
+        self, op_type: str, inputs: Sequence[ir.Value], outputs: int, **attributes: Attribute
+    ) -> Sequence[ir.Value]:
+        """Append a node with several outputs."""
+        return self._node(op_type, inputs, outputs, attributes)
 
     def _node(
         self,
         op_type: str,
-        inputs: Sequence[ir.Value],
+        inputs: Sequence[ir.Value | None],
         outputs: int,
         attributes: Mapping[str, Attribute],
     ) -> Sequence[ir.Value]:
@@ -49,8 +55,13 @@ class Builder:
         return values
 
     def replace(self, node: ir.Node, outputs: Sequence[ir.Value]) -> None:
-        """Put the new nodes in an old one's place; its outputs keep their names and types."""
+        """Put the new nodes in an old one's place; its outputs keep their names and types.
+
+        The new nodes take over the old one's metadata: where in the user's code it came from.
+        """
         assert node.graph is not None
+        for new in self.nodes:
+            new.metadata_props.update(node.metadata_props)
         node.graph.insert_before(node, self.nodes)
         inputs = [value for value in node.inputs if value is not None]
         for old, new in zip(node.outputs, outputs, strict=False):

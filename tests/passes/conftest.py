@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from npuc.passes.base import Pass, run
-from npuc.profile import Fact, Profile
+from npuc.profile import Fact, Limit, Profile
 from npuc.program import Program
 from npuc.runners import OnnxRunner
 
@@ -41,6 +41,20 @@ def integers() -> Callable[..., Profile]:
         }
         every = {f"int8.{key}": Fact(value, "A", "test") for key, value in values.items()}
         return Profile("test", "Test", every, {"test": "this test"})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def device() -> Callable[..., Profile]:
+    """A device that runs the operators named, within limits, with other facts by name."""
+
+    def make(ops: str | None = None, *limits: Limit, **facts: Any) -> Profile:
+        values = {name.replace("__", "."): value for name, value in facts.items()}
+        if ops is not None:
+            values["ops.supported"] = ops.split()
+        every = {name: Fact(value, "A", "test") for name, value in values.items()}
+        return Profile("test", "Test", every, {"test": "this test"}, limits)
 
     return make
 
