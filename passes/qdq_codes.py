@@ -10,8 +10,6 @@ from npuc.errors import PassError
 from npuc.profile import IntScheme
 
 Array = np.ndarray[Any, Any]
-BIAS_LIMIT = 2**30
-"""Largest bias code: half of int32, so that adding products to it cannot overflow."""
 TINY = float(np.finfo(np.float32).tiny)
 """Smallest normal float32: a subnormal scale is flushed to zero by many devices."""
 _NON_NEGATIVE = frozenset({"Softmax", "Sigmoid", "HardSigmoid", "Softplus", "Relu"})
@@ -95,10 +93,15 @@ def weight_codes(array: Array, scales: Array, axis: int | None, scheme: IntSchem
     return np.clip(codes, low, high).astype(scheme.weight_dtype)
 
 
-def bias_codes(bias: Array, scales: Array) -> Array:
-    """Return round(b / s) as int32, ties to even; saturates at ±2³⁰ (see `BIAS_LIMIT`)."""
+def bias_limit(scheme: IntScheme) -> int:
+    """Return the largest bias code: half of the accumulator, which leaves room for products."""
+    return int(2 ** (min(scheme.accumulator_bits, 32) - 2))
+
+
+def bias_codes(bias: Array, scales: Array, limit: int) -> Array:
+    """Return round(b / s) as int32, ties to even; saturates at ±`limit`."""
     codes = np.rint(bias.astype(np.float64) / scales.astype(np.float64))
-    return np.clip(codes, -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32)
+    return np.clip(codes, -limit, limit).astype(np.int32)
 
 
 def _along(scales: Array, axis: int, rank: int) -> Array:

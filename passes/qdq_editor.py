@@ -26,6 +26,7 @@ class Editor:
         self._names = Names(model)
         self._floors: dict[tuple[ir.Value, int | None], Array] = {}
         self._activations: dict[str, ir.Value] = {}
+        self._pairs: dict[str, list[ir.Node]] = {}
         self._weights: dict[tuple[ir.Value, int | None], tuple[ir.Value, Array]] = {}
 
     def plan_weights(self, planned: list[Site]) -> None:
@@ -39,7 +40,7 @@ class Editor:
             if channels is None or weight is None:
                 continue
             step = float(data) * float(_ratio(site.node))
-            floor = np.abs(channels.astype(np.float64)) / (step * codes.BIAS_LIMIT)
+            floor = np.abs(channels.astype(np.float64)) / (step * codes.bias_limit(self.scheme))
             if site.axis is None:
                 floor = floor.max()
             elif site.groups > 1:
@@ -65,6 +66,23 @@ class Editor:
             node.replace_input_with(index, self._weight(value, site)[0])
             drop_if_unused(value)
         return refusals
+
+    def code(self, value: ir.Value) -> None:
+        """Let every reader of a value read its codes, the caller under the port's name."""
+        readers = tuple(value.uses())
+        real = self._activation(value)
+        pair = self._pairs[value.name or ""]
+        for node, index in readers:
+            if node not in pair:
+                node.replace_input_with(index, real)
+        if value.is_graph_output():
+            name = value.name
+            value.name = self._names.new(f"{name}_real")
+            real.name = name
+            outputs = self.graph.outputs
+            for index, output in enumerate(outputs):
+                if output is value:
+                    outputs[index] = real
 
     def _activation(self, value: ir.Value) -> ir.Value:
         name = value.name or ""
@@ -94,6 +112,7 @@ class Editor:
         else:
             self.graph.insert_after(producer, nodes)
         self._activations[name] = real
+        self._pairs[name] = nodes
         return real
 
     def _weight(self, value: ir.Value, site: Site) -> tuple[ir.Value, Array]:
@@ -132,7 +151,7 @@ class Editor:
             scales = np.tile(scales, site.groups)
         scales = np.maximum(scales * data, np.float32(codes.TINY)) * _ratio(site.node)
         axis = None if scales.ndim == 0 else bias.ndim - 1
-        coded = codes.bias_codes(bias, scales)
+        coded = codes.bias_codes(bias, scales, codes.bias_limit(self.scheme))
         zero = np.zeros(scales.shape, np.int32)
         real = self._dequantize(value.name or "bias", coded, scales, zero, axis, site.node)
         site.node.replace_input_with(index, real)

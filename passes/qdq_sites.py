@@ -1,11 +1,12 @@
 """Which nodes an integer scheme quantizes, and what each of their inputs is."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from npuc.passes.graphs import bodies, constant, label
+from npuc.passes.qdq_results import absorbed, left_in_float, listed, results, source
 from npuc.profile import IntScheme
 from npuc.program import Refusal
 
@@ -15,6 +16,7 @@ DATA_INPUTS = {
     "Resize": 1,
     "GridSample": 1,
     "PRelu": 1,
+    "Pow": 1,
     "LayerNormalization": 1,
     "InstanceNormalization": 1,
     "GroupNormalization": 1,
@@ -64,8 +66,9 @@ def sites(
         for where, node in bodies(model)
         if node.domain == "" and node.op_type in scheme.ops
     ]
+    taken = absorbed(model, scheme)
     for node in model.graph:
-        if node.domain != "" or node.op_type not in scheme.ops:
+        if node.domain != "" or node.op_type not in listed(scheme) or node in taken:
             continue
         if node.name in skipped:
             refused.append(Refusal(label(node), "skipped by name"))
@@ -75,30 +78,39 @@ def sites(
             refused.append(Refusal(label(node), site))
         elif site.activations or site.weights:
             found.append(site)
-    return tuple(found), tuple(refused)
+    return tuple(found), (*refused, *left_in_float(model, scheme))
+
+
+def coded(site: Site, scheme: IntScheme) -> Iterator[ir.Value]:
+    """Yield the activations that a site reads or makes and that must be coded."""
+    for index in site.activations:
+        value = site.node.inputs[index]
+        if value is not None:
+            yield value
+    yield from results(site.node, scheme)
 
 
 def observed(model: ir.Model, scheme: IntScheme) -> tuple[str, ...]:
     """Name the tensors whose range quantization needs, in graph order, without repeats."""
     names = (
-        value.name
+        source(value, scheme).name
         for site in sites(model, scheme)[0]
-        for value in (site.node.inputs[i] for i in site.activations)
-        if value is not None and value.name and fixed_origin(value, scheme) is None
+        for value in coded(site, scheme)
+        if fixed_origin(value, scheme) is None
     )
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def fixed_origin(value: ir.Value, scheme: IntScheme) -> str | None:
     """Return the operator that prescribes this tensor's scale, seen through layout operators."""
-    producer = value.producer()
+    producer = source(value, scheme).producer()
     while producer is not None and producer.domain == "":
         if producer.op_type in scheme.fixed_scales:
             return producer.op_type
-        source = producer.inputs[0] if producer.inputs else None
-        if producer.op_type not in LAYOUT or source is None:
+        moved = producer.inputs[0] if producer.inputs else None
+        if producer.op_type not in LAYOUT or moved is None:
             return None
-        producer = source.producer()
+        producer = moved.producer()
     return None
 
 
@@ -114,7 +126,8 @@ def _site(node: ir.Node, scheme: IntScheme) -> Site | str:
         if value is not None and value.dtype != ir.DataType.FLOAT:
             kind = "unknown" if value.dtype is None else value.dtype.name.lower()
             return f"input {value.name!r} is {kind}; only float32 is quantized"
-    if site.axis is not None and not scheme.weight_per_channel:
+    per_channel = scheme.weight_per_channel and node.op_type in scheme.per_channel_ops
+    if site.axis is not None and not per_channel:
         return replace(site, axis=None)
     return site
 

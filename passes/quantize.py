@@ -12,7 +12,8 @@ from npuc.passes import qdq_codes as codes
 from npuc.passes.base import Pass, Result
 from npuc.passes.graphs import infer_types, label
 from npuc.passes.qdq_editor import Editor
-from npuc.passes.qdq_sites import Site, fixed_origin, sites
+from npuc.passes.qdq_results import results, source
+from npuc.passes.qdq_sites import Site, coded, fixed_origin, sites
 from npuc.profile import IntScheme, Profile
 from npuc.program import Refusal
 
@@ -26,6 +27,9 @@ class Quantize(Pass):
     Weights: z = 0 (the middle for unsigned codes), s = max|w| / q_high per output channel.
     Bias: int32 with s = s_x·s_w; a channel's s_w grows where its bias would not fit 2³⁰.
     All parameters follow the profile's integer scheme; operators it does not list stay in float.
+    On a device without floats (`IntScheme.whole`) results are coded as well, the graph's outputs
+    among them: after a MatMul's bias and after a clamp of `fused`, which belong to the operator
+    before. What only moves values keeps their scale. Operators that stay in float are listed.
 
     Refuses a node: in a control-flow body or function; with a weight that is not a constant; with
     an input that is not float32; without a calibrated range, or with one that is only zero; named
@@ -62,26 +66,43 @@ class Quantize(Pass):
         editor.plan_weights(planned)
         for site in planned:
             refusals += editor.edit(site)
+        for site in planned:
+            refusals += self._results(site, editor)
         return Result(len(planned), tuple(refusals))
+
+    def _results(self, site: Site, editor: Editor) -> list[Refusal]:
+        """Code what a site computed, for all its readers, where the device has no floats."""
+        refusals = []
+        for value in tuple(results(site.node, editor.scheme)):
+            reason = self._choose(value, editor)
+            if reason:
+                refusals.append(Refusal(label(site.node), f"its result stays in float: {reason}"))
+            else:
+                editor.code(value)
+        return refusals
 
     def _plan(self, site: Site, editor: Editor) -> str:
         """Choose the coding of each activation of a site; returns why it cannot be quantized."""
-        chosen: dict[str, codes.Affine] = {}
         for index in site.activations:
             value = site.node.inputs[index]
-            name = "" if value is None else value.name or ""
-            origin = None if value is None else fixed_origin(value, editor.scheme)
-            if origin is not None:
-                scale = editor.scheme.fixed_scales[origin]
-                chosen[name] = codes.fixed(scale, origin, editor.scheme)
-                continue
-            if name not in self.ranges:
-                return f"input {name!r} has no calibrated range"
-            low, high = self.ranges[name]
-            if low == 0 and high == 0:
-                return f"input {name!r} was always zero on the calibration samples"
-            chosen[name] = codes.activation(low, high, editor.scheme)
-        editor.affine.update(chosen)
+            assert value is not None  # sites() lists only inputs that are there
+            if reason := self._choose(value, editor):
+                return reason
+        return ""
+
+    def _choose(self, value: ir.Value, editor: Editor) -> str:
+        """Choose the coding of one value; returns why there is none."""
+        scheme = editor.scheme
+        origin, name = fixed_origin(value, scheme), source(value, scheme).name or ""
+        if origin is not None:
+            affine = codes.fixed(scheme.fixed_scales[origin], origin, scheme)
+        elif name not in self.ranges:
+            return f"tensor {name!r} has no calibrated range"
+        elif tuple(self.ranges[name]) == (0, 0):
+            return f"tensor {name!r} was always zero on the calibration samples"
+        else:
+            affine = codes.activation(*self.ranges[name], scheme)
+        editor.affine[value.name or ""] = affine
         return ""
 
 
@@ -104,10 +125,10 @@ def _check_ranges(
     found: tuple[Site, ...], ranges: Mapping[str, tuple[float, float]], scheme: IntScheme
 ) -> None:
     names = [
-        value.name or ""
+        source(value, scheme).name or ""
         for site in found
-        for value in (site.node.inputs[i] for i in site.activations)
-        if value is not None and fixed_origin(value, scheme) is None
+        for value in coded(site, scheme)
+        if fixed_origin(value, scheme) is None
     ]
     bad = [n for n in dict.fromkeys(names) if n in ranges and not _sound(*ranges[n])]
     if bad:

@@ -30,7 +30,7 @@ class Rule:
     store: Callable[[Array], Parameters]
     scale: Callable[[Array, Parameters], Array]
 
-    def parameters(self, real: Array) -> Parameters:
+    def parameters(self, real: "Array | float") -> Parameters:
         """Return what stands for `real` (float64, any shape) on the device, in that shape.
 
         Raises `PassError` for a multiplier that is not a number above zero, or out of its reach.
@@ -115,8 +115,9 @@ def _scale_double(acc: Array, stored: Parameters) -> Array:
     The left shift of M ≥ 1 wraps at 32 bits, as the reference's does in practice.
     """
     product = limit(acc * stored["left"], 32, "wrap") * stored["multiplier"]
-    high = _truncated(product + np.where(product >= 0, 2**30, 1 - 2**30), np.int64(2**31))
-    return np.sign(high) * ((np.abs(high) + stored["divisor"] // 2) // stored["divisor"])
+    high = _truncated(product + np.where(product >= 0, 2**30, 1 - 2**30), 2**31)
+    size: Array = (np.abs(high) + stored["divisor"] // 2) // stored["divisor"]
+    return np.sign(high) * size
 
 
 def _store_single(real: Array) -> Parameters:
@@ -126,7 +127,8 @@ def _store_single(real: Array) -> Parameters:
 
 
 def _scale_half_up(acc: Array, stored: Parameters) -> Array:
-    return (acc * stored["multiplier"] + stored["divisor"] // 2) // stored["divisor"]
+    scaled: Array = (acc * stored["multiplier"] + stored["divisor"] // 2) // stored["divisor"]
+    return scaled
 
 
 # --- two-stage: SAPEON, numerics.md 4.8 -----------------------------------------------------------
@@ -155,7 +157,8 @@ def _store_two_stage(real: Array) -> Parameters:
 def _scale_two_stage(acc: Array, stored: Parameters) -> Array:
     d0, d1 = stored["divisor0"], stored["divisor1"]
     word = np.clip((acc + d0 // 2) // d0, -_WORD - 1, _WORD)
-    return (word * stored["multiplier"] + d1 // 2) // d1
+    scaled: Array = (word * stored["multiplier"] + d1 // 2) // d1
+    return scaled
 
 
 # --- int16-even: measured on RK3588, numerics.md 4.9 ----------------------------------------------
@@ -180,7 +183,8 @@ def _scale_int16_even(acc: Array, stored: Parameters) -> Array:
     product, divisor = acc * stored["multiplier"], stored["divisor"]
     up = (product + divisor // 2) // divisor
     tie = (2 * product + divisor == 2 * up * divisor) & (divisor > 1)
-    return up - np.where(tie, up % 2, 0)
+    scaled: Array = up - np.where(tie, up % 2, 0)
+    return scaled
 
 
 # --- q16: Arm Ethos-N, numerics.md 4.11 -----------------------------------------------------------
@@ -231,9 +235,10 @@ def _power(exponent: Array) -> Array:
     return np.left_shift(np.int64(1), np.asarray(exponent, np.int64))
 
 
-def _truncated(value: Array, divisor: np.int64) -> Array:
+def _truncated(value: Array, divisor: int) -> Array:
     """Divide toward zero, as integers do in C."""
-    return np.sign(value) * (np.abs(value) // divisor)
+    size: Array = np.abs(value) // divisor
+    return np.sign(value) * size
 
 
 def _refuse(name: str, real: Array, wrong: Array, must: str) -> None:

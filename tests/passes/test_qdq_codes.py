@@ -86,8 +86,8 @@ def test_a_tie_goes_to_the_even_code() -> None:
     np.testing.assert_array_equal(codes, [0, 2, 2, 0, -2, 127])
 
 
-def test_a_bias_saturates_at_half_of_int32() -> None:
-    codes = qdq_codes.bias_codes(np.array([1.0, -1.0, 0.5]), np.array([1e-12, 1e-12, 1.0]))
+def test_a_bias_saturates_at_its_limit() -> None:
+    codes = qdq_codes.bias_codes(np.array([1.0, -1.0, 0.5]), np.array([1e-12, 1e-12, 1.0]), 2**30)
     np.testing.assert_array_equal(codes, [2**30, -(2**30), 0])
 
 

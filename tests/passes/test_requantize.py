@@ -144,7 +144,7 @@ def expected(name: str, acc: Array, m: float, edge: tuple[int, int, int]) -> Arr
 
 def got(name: str, acc: Array, m: float, edge: tuple[int, int, int]) -> Array:
     rule = requantize.rule(name)
-    return rule.apply(acc, rule.parameters(np.float64(m)), *edge)
+    return rule.apply(acc, rule.parameters(m), *edge)
 
 
 # --- against the models ----------------------------------------------------------------------
@@ -216,7 +216,7 @@ def test_ties_of_the_measured_rule_need_its_own_multiplier() -> None:
     """MUL is never a power of two without a carry: 2¹⁴ + 2¹³ / 2¹⁴ is 1.5, less one unit."""
     m = (2**14 + 2**13 - 1) / 2**15  # stored as 1.5·2¹⁴ with shift 15, so acc = 2k+1 times ⅔ …
     acc = np.arange(-63, 64, dtype=np.int32) * 2
-    stored = requantize.rule("int16-even").parameters(np.float64(m))
+    stored = requantize.rule("int16-even").parameters(m)
     assert (int(stored["multiplier"]), int(stored["divisor"])) == (2**14 + 2**13, 2**15)
     halves = [even(Fraction(3 * int(a), 4)) for a in acc]
     np.testing.assert_array_equal(got("int16-even", acc, m, (0, -128, 127)), halves)
@@ -262,7 +262,7 @@ def test_rounding_once_or_twice_differs_by_one_at_most(rng: np.random.Generator)
 
 def test_the_carry_of_the_measured_rule() -> None:
     """The largest mantissa rounds to the next power of two instead of doubling MUL."""
-    stored = requantize.rule("int16-even").parameters(np.float64(1 - 2.0**-20))
+    stored = requantize.rule("int16-even").parameters(1 - 2.0**-20)
     assert (int(stored["multiplier"]), int(stored["divisor"])) == (2**14, 2**14)
 
 
@@ -348,7 +348,7 @@ def test_a_multiplier_that_is_none(name: str, bad: float) -> None:
 )  # fmt: skip
 def test_a_multiplier_out_of_reach(name: str, m: float) -> None:
     with pytest.raises(PassError, match=f"{name}: a multiplier must"):
-        requantize.rule(name).parameters(np.float64(m))
+        requantize.rule(name).parameters(m)
 
 
 def test_an_unknown_rule_and_an_unknown_overflow() -> None:
