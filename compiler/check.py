@@ -1,5 +1,6 @@
 """Say, without compiling, what stands between a model and a device, and what npuc mends itself."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,13 +39,22 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class Rewrite:
+    """How many operators of each kind went with a pass, and how many came."""
+
+    gone: Mapping[str, int]
+    came: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What a target says of a model, after the passes that npuc applies for it.
 
     `left` is what those cannot mend, `fixed` what they do. `operators` counts the nodes that
     compute, of which `host` run on the host: node name → operator kind. `crossings` are the
     tensors that go there and back, `touched` names those of them that each node reads or makes.
-    `options` are what `npuc compile` must be told.
+    `rewrites` say what each pass did to the operators; `options` are what `npuc compile` must be
+    told.
     """
 
     name: str
@@ -55,6 +65,7 @@ class Outcome:
     host: Mapping[str, str]
     crossings: tuple[partition.Crossing, ...]
     touched: Mapping[str, frozenset[str]]
+    rewrites: Mapping[str, Rewrite]
     options: tuple[str, ...] = ()
 
     def of(self, *verdicts: str) -> tuple[Open, ...]:
@@ -152,25 +163,34 @@ def _outcome(
     own, fault = _stages(start, pipeline._prepare(target), profile)
     places = source_lines.known(exported.model)
     ledger = Ledger.of(judge(exported, profile))
-    program = exported
+    program, rewrites = exported, dict[str, Rewrite]()
     for stage in (*common, *own):
-        program = stage.program
+        before, program = _kinds(program), stage.program
         source_lines.restore(program.model, places)
         ledger = ledger.after(stage.name, judge(program, profile))
+        earlier = rewrites.get(stage.name, Rewrite({}, {}))
+        rewrites[stage.name] = Rewrite(
+            Counter(earlier.gone) + (before - _kinds(program)),
+            Counter(earlier.came) + (_kinds(program) - before),
+        )
     final = run(program, [Place()], profile).model
     hosted, crossings = partition.host_nodes(final), partition.crossings(final)
     return Outcome(
         target.name, profile.title, len(work(program.model)),
         (*map(Open, fault), *ledger.open), ledger.fixed,
         {label(node): partition.kind(node) for node in hosted},
-        crossings, _touched(hosted, crossings), options,
+        crossings, _touched(hosted, crossings), rewrites, options,
     )  # fmt: skip
+
+
+def _kinds(program: Program) -> Counter[str]:
+    return Counter(partition.kind(node) for node in work(program.model))
 
 
 def _stages(
     program: Program, passes: Sequence[Pass], profile: Profile
 ) -> tuple[list[Stage], list[Finding]]:
-    """Run passes; return each that changed something, and why one could not, if so."""
+    """Run passes; return what each left, and why one could not run, if so."""
     stages: list[Stage] = []
     for item in passes:
         try:
@@ -179,9 +199,8 @@ def _stages(
             said = " ".join(error.message.split())
             refused = Finding("", "", "pass", item.name, said, "blocked")
             return stages, [refused]
-        if program.steps[-1].changes:
-            program = _shaped(program)
-            stages.append(Stage(item.name, program))
+        program = _shaped(program) if program.steps[-1].changes else program
+        stages.append(Stage(item.name, program))
     return stages, []
 
 

@@ -16,8 +16,8 @@ SCHEMA = "npuc-check-1"
 NAMED = 3
 """Nodes of a group that are named, and values that are shown; the rest is counted."""
 
-WIDE = 100
-"""Characters of a line of the table over all targets."""
+SHOWN = 5
+"""Operator kinds that are named of those a pass wrote."""
 
 Item = TypeVar("Item", Open, Fixed)
 
@@ -38,30 +38,54 @@ def verdict(outcome: Outcome) -> str:
 
 
 def text(model: str, outcomes: Sequence[Outcome]) -> str:
-    """Return a table over the targets where there are several, then each with its findings."""
-    table = [matrix(outcomes), ""] if len(outcomes) > 1 else []
-    blocks = "\n\n".join("\n".join(_block(outcome)) for outcome in outcomes)
-    return "\n".join([f"{model}, checked and not compiled", "", *table, blocks])
+    """Return a table over the targets where there are several, then each with its findings.
+
+    Below a table, targets of which it says all have no block, and those that say the same share
+    one.
+    """
+    several = len(outcomes) > 1
+    blocks: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if not several or _details(outcome):
+            blocks.setdefault("\n".join(_block(outcome)), []).append(outcome)
+    parts = [f"{model}, checked and not compiled", *([matrix(outcomes)] if several else [])]
+    for body, same in blocks.items():
+        titles = [f"{item.name}: {item.title}" for item in same]
+        parts.append("\n".join([*titles, body]))
+    return "\n\n".join(parts)
+
+
+def _details(outcome: Outcome) -> bool:
+    """Whether there is more to say than that shapes and opset get their numbers."""
+    mended = any(item.finding.node for item in outcome.fixed)
+    return (
+        mended
+        or bool(outcome.options)
+        or any(item.finding.node for item in outcome.left)
+        or (not outcome.passed)
+    )
 
 
 def matrix(outcomes: Sequence[Outcome]) -> str:
-    """Return one line per target: whether it takes the model, what is mended, the verdict."""
-    head = ["target", "takes it", "on the host", "mended", "not known", "verdict"]
-    return columns([head, *map(_row, outcomes)])
+    """Return one line per target: whether it takes the model, what goes to the host, the passes."""
+    rows = [[o.name, takes(o), _hosted(o) or "-", ", ".join(o.steps) or "-"] for o in outcomes]
+    return columns([["target", "takes it", "on the host", "after npuc's passes"], *rows])
 
 
-def _row(outcome: Outcome) -> list[str]:
-    share = f"{len(outcome.host)} of {outcome.operators}"
-    unknown = [item for item in outcome.of("unknown") if item.finding.node]
-    said = verdict(outcome)
-    return [
-        outcome.name,
-        "yes" if outcome.passed else "no",
-        share if outcome.host else "-",
-        str(len(outcome.fixed) or "-"),
-        "operators" if _unlisted(outcome) else str(len(unknown) or "-"),
-        said if len(said) <= WIDE else said[: WIDE - 2] + " …",
-    ]
+def takes(outcome: Outcome) -> str:
+    """Return in a word how much of the model the target takes."""
+    if outcome.of("blocked"):
+        return "no"
+    if outcome.host:
+        return "in part"
+    return "as far as public" if _unlisted(outcome) else "whole"
+
+
+def _hosted(outcome: Outcome) -> str:
+    if not outcome.host:
+        return ""
+    kinds = counts(Counter(outcome.host.values()))
+    return f"{len(outcome.host)} of {outcome.operators}: {kinds}"
 
 
 def _unlisted(outcome: Outcome) -> bool:
@@ -69,7 +93,6 @@ def _unlisted(outcome: Outcome) -> bool:
 
 
 def _block(outcome: Outcome) -> Iterator[str]:
-    yield f"{outcome.name}: {outcome.title}"
     yield f"  {verdict(outcome)}"
     if outcome.options:
         yield f"  compile it with {' '.join(outcome.options)}"
@@ -84,7 +107,7 @@ def _block(outcome: Outcome) -> Iterator[str]:
         yield f"  {crossing} a call, cross to the host or back"
     if outcome.fixed:
         yield "  mended by npuc's passes:"
-        yield columns(map(_mended, _groups(outcome.fixed)), indent=4)
+        yield columns((_mended(group, outcome) for group in _groups(outcome.fixed)), indent=4)
     unknown = [item for item in outcome.of("unknown") if item.finding.node]
     if unknown:
         yield "  nothing public or known here says:"
@@ -130,12 +153,15 @@ def fixes(group: Sequence[Open], outcome: Outcome) -> list[str]:
     return [*found, edit(group[0].finding)]
 
 
-def _mended(group: Sequence[Fixed]) -> list[str]:
-    nodes = [item.finding for item in group]
+def _mended(group: Sequence[Fixed], outcome: Outcome) -> list[str]:
+    first = group[0].finding
     by = f"→ {group[0].step}"
+    if came := outcome.rewrites[group[0].step].came if first.node else {}:
+        kinds = counts(came).split(", ")
+        by += f": {', '.join(kinds[:SHOWN])}{', …' if len(kinds) > SHOWN else ''}"
     if any(item.matched == "count" for item in group):
         by += " (by their number: passes renamed nodes)"
-    return [_what(group), _reason(nodes), by]
+    return [_what(group), _reason([item.finding for item in group]), by]
 
 
 def _plain(group: Sequence[Open]) -> list[str]:
@@ -189,7 +215,9 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "verdict": verdict(outcome),
         "operators": outcome.operators,
         "operators_public": not _unlisted(outcome),
+        "takes": takes(outcome),
         "passes": list(outcome.steps),
+        "rewrites": {name: asdict(outcome.rewrites[name]) for name in outcome.steps},
         "options": list(outcome.options),
         "host": dict(outcome.host),
         "crossings": [asdict(crossing) for crossing in outcome.crossings],
