@@ -9,7 +9,7 @@
     [sources]                      # who says so
     docs = "developer.deepx.ai, ..."
 
-    [facts]
+    [facts]                        # `npuc.fact_schema` has the keys and what their values are
     "peak.int8_tops" = { value = 100, grade = "S", source = "docs" }
     "memory.gib" = "not public"    # takes back what was inherited
 
@@ -20,53 +20,202 @@
     when = { depthwise = false }
     grade = "P"
     source = "docs"
+
+A limit replaces the inherited ones of the same operator and measure.
 """
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from npuc.errors import NpucError
+from npuc.fact_conflicts import conflicts
+from npuc.fact_schema import FLAGS, MEASURES, NAMES, fault, fits, near
+from npuc.onnx_kinds import KINDS
 from npuc.profile import GRADES, Fact, Limit, Profile
 
 NOT_PUBLIC = "not public"
-_KEYS = {"name", "title", "inherits", "sources", "facts", "limits"}
+_KEYS = {"name": str, "title": str, "inherits": str, "sources": dict, "facts": dict, "limits": list}
+_BOUNDS = ("least", "most", "multiple", "among")
 
 
-def read(text: str, load: Callable[[str], Profile] | None = None) -> Profile:
-    """Return the profile; `load` returns the one that it inherits from. Raises `NpucError`."""
-    data = tomllib.loads(text)
-    base = load(data["inherits"]) if "inherits" in data and load is not None else None
-    sources = {str(k): str(v) for k, v in data.get("sources", {}).items()}
-    faults = [f"unknown key {k!r}" for k in data if k not in _KEYS]
-    facts = dict(base.facts) if base else {}
-    for key, raw in data.get("facts", {}).items():
-        if raw == NOT_PUBLIC:
-            if facts.pop(key, None) is None:
-                faults.append(f"{key}: takes back what was not inherited")
-        elif fault := _fault(raw, {"value", "grade", "source"}, sources):
-            faults.append(f"{key}: {fault}")
-        else:
-            facts[key] = Fact(raw["value"], raw["grade"], raw["source"])
-    limits = []
-    for raw in data.get("limits", ()):
-        what = f"limit of {raw.get('measure')} for {', '.join(raw.get('ops', ['?']))}"
-        if fault := _fault(raw, {"ops", "measure", "grade", "source"}, sources, _BOUNDS):
-            faults.append(f"{what}: {fault}")
-        else:
-            limits.append(_limit(raw))
-    if faults:
-        raise NpucError(f"profile {data.get('name')!r} is malformed:\n  " + "\n  ".join(faults))
-    if base is not None:
-        cited = {f.source for f in facts.values()}
-        inherited = {k: v for k, v in base.sources.items() if k in cited and k not in sources}
-        sources = {**inherited, **sources}
-        named = {limit_key for limit in limits for limit_key in _keys(limit)}
-        limits = [m for m in base.limits if not named & set(_keys(m))] + limits
-    return Profile(data["name"], data["title"], facts, sources, tuple(limits))
+def read(text: str, load: Callable[[str], Profile] | None = None, expected: str = "") -> Profile:
+    """Return the profile; `load` returns the one that it inherits from, `expected` is its name.
+
+    Raises `NpucError`: for text that is not TOML, with the line; else with every fault there is.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        what = f"profile {expected!r}" if expected else "the profile"
+        raise NpucError(f"{what} is not valid TOML: {error}") from error
+    if expected and data.get("name", expected) != expected:
+        raise NpucError(f"profile {expected!r} says that its name is {data['name']!r}")
+    return _Reader(data, load).profile()
 
 
-_BOUNDS = {"least", "most", "multiple", "among", "when"}
+class _Reader:
+    """One reading: gathers faults, so that all of them can be shown at once."""
+
+    def __init__(self, data: Mapping[str, Any], load: Callable[[str], Profile] | None) -> None:
+        self.faults = list(_shape(data))
+        self.data: dict[str, Any] = {
+            k: v for k, v in data.items() if isinstance(v, _KEYS.get(k, ()))
+        }
+        self.base = self._inherited(load)
+        self.own: dict[str, str] = dict(self.data.get("sources", {}))
+        self.sources = {**(self.base.sources if self.base else {}), **self.own}
+        self.orphan = "inherits" in data and self.base is None
+        """What was to be inherited is unknown: what depends on it cannot be judged."""
+        self.named: set[str] = set()
+        """Sources that are cited at all, by right facts or by malformed ones."""
+
+    def profile(self) -> Profile:
+        """Return the profile; raises `NpucError` with all faults."""
+        facts, limits = self._facts(), self._limits()
+        cited = {said.source for said in (*facts.values(), *limits)}
+        idle = [key for key in self.own if key not in cited | self.named]
+        self.faults += [f"source {key!r} is cited by no fact" for key in idle]
+        self.faults += self._reworded(facts, limits)
+        if self.faults:
+            name, listed = self.data.get("name", "(no name)"), "\n  ".join(self.faults)
+            raise NpucError(f"profile {name!r} is malformed:\n  {listed}")
+        sources = {key: value for key, value in self.sources.items() if key in cited}
+        return Profile(self.data["name"], self.data["title"], facts, sources, tuple(limits))
+
+    def _inherited(self, load: Callable[[str], Profile] | None) -> Profile | None:
+        if "inherits" not in self.data:
+            return None
+        name = self.data["inherits"]
+        if load is None:
+            self.faults.append(f"inherits {name!r}: there is nothing here to load it from")
+            return None
+        try:
+            return load(name)
+        except NpucError as error:
+            self.faults.append(f"inherits {name!r}: {error.message}")
+            return None
+
+    def _facts(self) -> dict[str, Fact]:
+        facts = dict(self.base.facts) if self.base else {}
+        broken = set()
+        for key, raw in self.data.get("facts", {}).items():
+            if raw == NOT_PUBLIC:
+                if facts.pop(key, None) is None and not self.orphan:
+                    self.faults.append(f"{key}: takes back what was not inherited")
+            elif wrong := self._said(raw, {"value"}, ()) or fault(key, raw["value"]):
+                self.faults.append(f"{key}: {wrong}")
+                facts.pop(key, None)
+                broken.add(key)
+            else:
+                facts[key] = Fact(raw["value"], raw["grade"], raw["source"])
+        if not self.orphan:
+            self.faults += conflicts({key: fact.value for key, fact in facts.items()}, broken)
+        return facts
+
+    def _limits(self) -> list[Limit]:
+        limits = []
+        for number, raw in enumerate(self.data.get("limits", ()), 1):
+            wrong = self._said(raw, {"ops", "measure"}, (*_BOUNDS, "when"))
+            if found := [wrong] if wrong else list(_bounds(raw)):
+                self.faults += [f"limit {number}{_about(raw)}: {each}" for each in found]
+            else:
+                limits.append(_limit(raw))
+        named = {key for limit in limits for key in _keys(limit)}
+        inherited = self.base.limits if self.base else ()
+        return [m for m in inherited if not named & set(_keys(m))] + limits
+
+    def _said(self, raw: Any, needed: set[str], allowed: Iterable[str]) -> str:
+        """Say what is wrong with a table's keys, its grade or its source."""
+        needed = needed | {"grade", "source"}
+        if not isinstance(raw, dict):
+            return f"needs {', '.join(sorted(needed))}; is {raw!r}"
+        self.named |= {raw["source"]} if isinstance(raw.get("source"), str) else set()
+        if missing := sorted(needed - set(raw)):
+            return f"needs {', '.join(missing)}"
+        if extra := sorted(set(raw) - needed - set(allowed)):
+            return f"unknown {extra[0]!r}{near(extra[0], needed | set(allowed))}"
+        if not _one_of(raw["grade"], GRADES):
+            return f"grade {raw['grade']!r} is none of {', '.join(GRADES)}"
+        if not _one_of(raw["source"], self.sources) and not self.orphan:
+            return f"source {raw['source']!r} is not listed under [sources]"
+        return ""
+
+    def _reworded(self, facts: Mapping[str, Fact], limits: Iterable[Limit]) -> Iterator[str]:
+        """Yield sources that an heir words differently, while inherited facts still cite them."""
+        if self.base is None:
+            return
+        kept = {fact.source for key, fact in facts.items() if self.base.facts.get(key) is fact}
+        kept |= {limit.source for limit in limits if any(limit is m for m in self.base.limits)}
+        for key in sorted(kept & set(self.own)):
+            if self.own[key] != self.base.sources[key]:
+                yield f"source {key!r} is not what inherited facts cite by that name: rename it"
+
+
+def _one_of(value: Any, names: Container[str]) -> bool:
+    return isinstance(value, str) and value in names
+
+
+def _shape(data: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in data.items():
+        if key not in _KEYS:
+            yield f"unknown key {key!r}{near(key, _KEYS)}"
+        elif not isinstance(value, _KEYS[key]):
+            yield f"{key} is {value!r}, not a {_KEYS[key].__name__}"
+    yield from (f"{key} is missing" for key in ("name", "title") if key not in data)
+    if isinstance(sources := data.get("sources"), dict):
+        for key, value in sources.items():
+            if not isinstance(value, str) or not value.strip():
+                yield f"source {key!r} is {value!r}, not a text"
+
+
+def _about(raw: Any) -> str:
+    """Name a limit by what it bounds, as far as it says so."""
+    if not isinstance(raw, dict) or not isinstance(raw.get("ops"), list):
+        return ""
+    return f", {raw.get('measure', '?')} of {', '.join(map(str, raw['ops']))}"
+
+
+def _bounds(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Say what is wrong with a limit whose grade and source are right."""
+    ops, measure, when = raw["ops"], raw["measure"], raw.get("when", {})
+    if not isinstance(ops, list) or not ops:
+        yield f"ops is {ops!r}, not a list of ONNX operators"
+        ops = []
+    for kind in ops:
+        if not _one_of(kind, KINDS):
+            yield f"{kind!r} is no ONNX operator{near(str(kind), KINDS)}"
+    if not isinstance(when, dict):
+        yield f"when is {when!r}, not a table of measures"
+        when = {}
+    for name in (measure, *when):
+        if not _one_of(name, MEASURES):
+            yield f"no such measure: {name!r}{near(str(name), MEASURES)}"
+        elif name in when and not fits(name, when[name]):
+            yield f"{name} is never {when[name]!r}"
+    given = [key for key in _BOUNDS if key in raw]
+    if not given:
+        yield f"bounds nothing: give one of {', '.join(_BOUNDS)}"
+    if _one_of(measure, MEASURES):
+        yield from (wrong for key in given if (wrong := _bound(measure, key, raw[key])))
+    low, high = raw.get("least"), raw.get("most")
+    if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
+        yield f"least {low} is above most {high}"
+
+
+def _bound(measure: str, key: str, value: Any) -> str:
+    if key == "among":
+        if not isinstance(value, list) or not value:
+            return f"among is {value!r}, not a list of values"
+        odd = [entry for entry in value if not fits(measure, entry)]
+        return f"{measure} is never {odd[0]!r}" if odd else ""
+    if measure in FLAGS | NAMES:
+        return f"{key} bounds numbers, and {measure} is none: use among"
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return f"{key} is {value!r}, not a number"
+    if key == "multiple" and (isinstance(value, float) or value < 1):
+        return f"multiple is {value!r}, not a whole number above 0"
+    return ""
 
 
 def _limit(raw: Mapping[str, Any]) -> Limit:
@@ -81,20 +230,3 @@ def _limit(raw: Mapping[str, Any]) -> Limit:
 def _keys(limit: Limit) -> list[tuple[str, str]]:
     """Return what a limit is about: a profile that states it anew replaces what it inherits."""
     return [(op, limit.measure) for op in limit.ops]
-
-
-def _fault(
-    raw: Any,
-    needed: set[str],
-    sources: Mapping[str, str],
-    allowed: set[str] = frozenset(),  # type: ignore[assignment]
-) -> str:
-    if not isinstance(raw, dict):
-        return f"needs {', '.join(sorted(needed))}; is {raw!r}"
-    if not needed <= set(raw) or set(raw) - needed - allowed:
-        return f"needs exactly {', '.join(sorted(needed))}; has {sorted(raw)}"
-    if raw["grade"] not in GRADES:
-        return f"grade {raw['grade']!r} is none of {', '.join(GRADES)}"
-    if raw["source"] not in sources:
-        return f"source {raw['source']!r} is not listed under [sources]"
-    return ""

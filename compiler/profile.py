@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal
 
+from npuc.errors import NpucError
+
 Grade = Literal["P", "S", "I", "A"]
 GRADES: Mapping[str, str] = {
     "P": "vendor's own document or code",
@@ -105,19 +107,32 @@ class Profile:
     limits: tuple[Limit, ...] = ()
 
     @classmethod
-    def load(cls, name: str, package: str = "npuc.targets") -> "Profile":
-        """Read ``profiles/<name>.toml`` from a package; raises `NpucError` listing all faults."""
-        folder = resources.files(package) / "profiles"
-        return cls.parse(
-            (folder / f"{name}.toml").read_text(), lambda base: cls.load(base, package)
-        )
+    def load(
+        cls, name: str, package: str = "npuc.targets", heirs: tuple[str, ...] = ()
+    ) -> "Profile":
+        """Read ``profiles/<name>.toml`` from a package; raises `NpucError` listing all faults.
+
+        `heirs` are the profiles that are being read because they inherit from this one.
+        """
+        path = resources.files(package) / "profiles" / f"{name}.toml"
+        chain = (*heirs, name)
+        if name in heirs:
+            raise NpucError(f"profiles inherit in a circle: {' from '.join(chain)}")
+        if not path.is_file():
+            raise NpucError(f"there is no profile {name!r} in {package}/profiles")
+        return cls.parse(path.read_text("utf-8"), lambda base: cls.load(base, package, chain), name)
 
     @classmethod
-    def parse(cls, text: str, load: "Callable[[str], Profile] | None" = None) -> "Profile":
-        """Read a profile from TOML text (`npuc.facts` says how); raises `NpucError`."""
+    def parse(
+        cls, text: str, load: "Callable[[str], Profile] | None" = None, name: str = ""
+    ) -> "Profile":
+        """Read a profile from TOML text (`npuc.facts` says how); raises `NpucError`.
+
+        `name` is what the profile must be called, where its file already says.
+        """
         from npuc.facts import read
 
-        return read(text, load)
+        return read(text, load, name)
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a fact's value, or `default` where it is not public."""
