@@ -121,4 +121,3 @@ def _short(found: Finding) -> str:
 
 def _first(kind: str, opset: int) -> int:
     return next((v for v in range(1, opset + 1) if onnx.defs.has(kind, v, "")), opset + 1)
-

@@ -40,7 +40,7 @@ def gated(node: ir.Node, w: Writer) -> ir.Value:
 
 
 def clipped(node: ir.Node, w: Writer) -> ir.Value:
-    """HardSigmoid(x) = max(0, min(1, αx + β))"""
+    """HardSigmoid(x) = max(0, min(1, a·x + b))"""
     x = floats(node)
     alpha = node.attributes.get_float("alpha", 0.2)
     line = w.op("Mul", x, w.number("alpha", alpha, x))
@@ -49,7 +49,7 @@ def clipped(node: ir.Node, w: Writer) -> ir.Value:
 
 
 def relu6(node: ir.Node, w: Writer) -> ir.Value:
-    """HardSigmoid(x) = α·max(0, min(1/α, x + β/α)): for α = 1/6 a Relu6."""
+    """HardSigmoid(x) = a·max(0, min(1/a, x + b/a)): for a = 1/6 a Relu6."""
     x = floats(node)
     alpha, beta = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
     if not alpha > 0:
@@ -60,7 +60,7 @@ def relu6(node: ir.Node, w: Writer) -> ir.Value:
 
 
 def times_sigmoid(node: ir.Node, w: Writer) -> ir.Value:
-    """Swish(x) = x·σ(αx)"""
+    """Swish(x) = x·sigmoid(a·x)"""
     x = floats(node)
     alpha = node.attributes.get_float("alpha", 1.0)
     inner = x if alpha == 1 else w.op("Mul", x, w.number("alpha", alpha, x))
@@ -88,21 +88,21 @@ def over_one_plus(node: ir.Node, w: Writer) -> ir.Value:
 
 
 def by_tanh(node: ir.Node, w: Writer) -> ir.Value:
-    """σ(x) = tanh(x/2)/2 + 1/2"""
+    """sigmoid(x) = tanh(x/2)/2 + 1/2"""
     x = floats(node)
     half = w.number("half", 0.5, x)
     return w.op("Add", w.op("Mul", w.op("Tanh", w.op("Mul", x, half)), half), half)
 
 
 def by_exp(node: ir.Node, w: Writer) -> ir.Value:
-    """σ(x) = 1 / (1 + e^-x), which is 0 where e^-x overflows."""
+    """sigmoid(x) = 1 / (1 + e^-x), which is 0 where e^-x overflows."""
     x = floats(node)
     one = w.number("one", 1, x)
     return w.op("Div", one, w.op("Add", w.op("Exp", w.op("Neg", x)), one))
 
 
 def by_sigmoid(node: ir.Node, w: Writer) -> ir.Value:
-    """tanh(x) = 2σ(2x) - 1"""
+    """tanh(x) = 2·sigmoid(2x) - 1"""
     x = floats(node)
     two = w.number("two", 2, x)
     curve = w.op("Mul", w.op("Sigmoid", w.op("Mul", x, two)), two)
@@ -115,7 +115,7 @@ def _below(x: ir.Value, w: Writer) -> ir.Value:
 
 
 def exponential(node: ir.Node, w: Writer) -> ir.Value:
-    """Elu, Selu, Celu: γ·(max(x, 0) + α·(e^(min(x, 0)/s) - 1))"""
+    """Elu, Selu, Celu: g·(max(x, 0) + a·(e^(min(x, 0)/s) - 1))"""
     x = floats(node)
     alpha = node.attributes.get_float("alpha", 1.6732632 if node.op_type == "Selu" else 1.0)
     gamma = node.attributes.get_float("gamma", 1.0507010) if node.op_type == "Selu" else 1.0
@@ -131,7 +131,7 @@ def exponential(node: ir.Node, w: Writer) -> ir.Value:
 
 
 def larger(node: ir.Node, w: Writer) -> ir.Value:
-    """LeakyRelu(x) = max(x, αx), where 0 ≤ α ≤ 1"""
+    """LeakyRelu(x) = max(x, a·x), where 0 ≤ a ≤ 1"""
     x = floats(node)
     alpha = node.attributes.get_float("alpha", 0.01)
     if not 0 <= alpha <= 1:
@@ -140,7 +140,7 @@ def larger(node: ir.Node, w: Writer) -> ir.Value:
 
 
 def two_sided(node: ir.Node, w: Writer) -> ir.Value:
-    """LeakyRelu(x), PRelu(x) = max(x, 0) - α·max(-x, 0)"""
+    """LeakyRelu(x), PRelu(x) = max(x, 0) - a·max(-x, 0)"""
     x = floats(node)
     if node.op_type == "PRelu":
         alpha = needed(node, 1)

@@ -29,7 +29,9 @@ def add_negative(node: ir.Node, w: Writer) -> ir.Value:
     """Sub(a, b) = a + (-b)"""
     a, b = floats(node), needed(node, 1)
     array = constant(b)
-    return w.op("Add", a, w.op("Neg", b) if array is None else w.constant("minus", -np.asarray(array)))
+    return w.op(
+        "Add", a, w.op("Neg", b) if array is None else w.constant("minus", -np.asarray(array))
+    )
 
 
 def times_reciprocal(node: ir.Node, w: Writer) -> ir.Value:
@@ -110,7 +112,9 @@ def clip(node: ir.Node, w: Writer) -> ir.Value:
     """Max(x, c) = Clip(x, min = c);  Min(x, c) = Clip(x, max = c)"""
     x, bound = _bound(node)
     limit = w.number("bound", bound, x)
-    return _clip(x, limit if node.op_type == "Max" else None, limit if node.op_type == "Min" else None, w)
+    return _clip(
+        x, limit if node.op_type == "Max" else None, limit if node.op_type == "Min" else None, w
+    )
 
 
 def _clip(x: ir.Value, low: ir.Value | None, high: ir.Value | None, w: Writer) -> ir.Value:
@@ -194,7 +198,10 @@ def blend(node: ir.Node, w: Writer) -> ir.Value:
             term, dims = value, shape_of(value)
         elif part.any():
             factor = w.constant("mask", _small(part.astype(a.dtype.numpy() if a.dtype else "f4")))
-            term, dims = w.op("Mul", value, factor), np.broadcast_shapes(part.shape, shape_of(value))
+            term, dims = (
+                w.op("Mul", value, factor),
+                np.broadcast_shapes(part.shape, shape_of(value)),
+            )
         else:
             continue
         seen = np.broadcast_shapes(seen, dims)

@@ -26,14 +26,14 @@ def _from_axis(node: ir.Node, x: ir.Value) -> list[int]:
 
 
 def _scaled(
-    x: ir.Value, axes: Sequence[int], node: ir.Node, w: Writer, epsilon: float, centre: bool = True
+    x: ir.Value, axes: Sequence[int], node: ir.Node, w: Writer, centre: bool = True
 ) -> ir.Value:
     """x = x - mean x;  x / √(mean x² + ε)"""
     if node.attributes.get_int("stash_type", 1) != 1 or x.dtype != ir.DataType.FLOAT:
         raise Unfit("it is not computed in float32")
     x = w.op("Sub", x, w.reduce("ReduceMean", x, axes)) if centre else x
     square = w.reduce("ReduceMean", w.op("Mul", x, x), axes)
-    small = w.number("epsilon", node.attributes.get_float("epsilon", epsilon), x)
+    small = w.number("epsilon", node.attributes.get_float("epsilon", 1e-5), x)
     return w.op("Div", x, w.op("Sqrt", w.op("Add", square, small)))
 
 
@@ -41,7 +41,7 @@ def mean_and_deviation(node: ir.Node, w: Writer) -> ir.Value:
     """LayerNormalization(x) = (x - mean x) / √(mean (x - mean x)² + ε)·s + b"""
     x = floats(node)
     _alone(node)
-    result = w.op("Mul", _scaled(x, _from_axis(node, x), node, w, 1e-5), needed(node, 1))
+    result = w.op("Mul", _scaled(x, _from_axis(node, x), node, w), needed(node, 1))
     bias = given(node, 2)
     return result if bias is None else w.op("Add", result, bias)
 
@@ -49,7 +49,7 @@ def mean_and_deviation(node: ir.Node, w: Writer) -> ir.Value:
 def root_mean_square(node: ir.Node, w: Writer) -> ir.Value:
     """RMSNormalization(x) = x / √(mean x² + ε)·s"""
     x = floats(node)
-    scaled = _scaled(x, _from_axis(node, x), node, w, 1e-5, centre=False)
+    scaled = _scaled(x, _from_axis(node, x), node, w, centre=False)
     return w.op("Mul", scaled, needed(node, 1))
 
 
@@ -57,7 +57,7 @@ def per_channel(node: ir.Node, w: Writer) -> ir.Value:
     """InstanceNormalization(x) = (x - mean x) / √(mean (x - mean x)² + ε)·s + b over the image"""
     x = floats(node)
     rank = len(shape_of(x))
-    scaled = _scaled(x, range(2, rank), node, w, 1e-5)
+    scaled = _scaled(x, range(2, rank), node, w)
     scale, bias = (_upright(needed(node, i), rank, w) for i in (1, 2))
     return w.op("Add", w.op("Mul", scaled, scale), bias)
 
@@ -70,40 +70,36 @@ def _upright(value: ir.Value, rank: int, w: Writer) -> ir.Value:
     return w.constant("channels", array.reshape(shape))
 
 
-def layer_of_groups(node: ir.Node, w: Writer) -> ir.Value:
+def instances(node: ir.Node, w: Writer) -> ir.Value:
     """GroupNormalization = Reshape[N, G, -1] → InstanceNormalization → Reshape → ·s + b"""
-    x = floats(node)
-    dims = shape_of(x)
-    groups = node.attributes.get_int("num_groups", 1)
-    flat = w.reshape(x, [dims[0], groups, int(np.prod(dims[1:])) // groups])
-    kind = np.float32 if x.dtype is None else x.dtype.numpy()
-    ones, zeros = w.constant("ones", np.ones(groups, kind)), w.constant("zeros", np.zeros(groups, kind))
+    flat, dims, groups = _groups(node, w)
+    kind = np.float32 if flat.dtype is None else flat.dtype.numpy()
+    ones = w.constant("ones", np.ones(groups, kind))
+    zeros = w.constant("zeros", np.zeros(groups, kind))
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     same = w.op("InstanceNormalization", flat, ones, zeros, epsilon=epsilon)
-    return _affine(w.reshape(same, dims), node, dims, groups, w)
+    return _affine(w.reshape(same, dims), node, dims, w)
 
 
 def mean_of_groups(node: ir.Node, w: Writer) -> ir.Value:
     """GroupNormalization = Reshape[N, G, -1] → mean and deviation → Reshape → ·s + b"""
+    flat, dims, _ = _groups(node, w)
+    return _affine(w.reshape(_scaled(flat, [2], node, w), dims), node, dims, w)
+
+
+def _groups(node: ir.Node, w: Writer) -> tuple[ir.Value, tuple[int, ...], int]:
+    """Return x as [N, G, -1], its own shape, and G. Opset 18's is deprecated: no model has it."""
     x = floats(node)
-    dims = shape_of(x)
-    groups = node.attributes.get_int("num_groups", 1)
-    flat = w.reshape(x, [dims[0], groups, int(np.prod(dims[1:])) // groups])
-    return _affine(w.reshape(_scaled(flat, [2], node, w, 1e-5), dims), node, dims, groups, w)
+    if w.opset < 21:
+        raise Unfit("before opset 21 it has one scale per group")
+    dims, groups = shape_of(x), node.attributes.get_int("num_groups", 1)
+    return w.reshape(x, [dims[0], groups, int(np.prod(dims[1:])) // groups]), dims, groups
 
 
-def _affine(
-    x: ir.Value, node: ir.Node, dims: Sequence[int], groups: int, w: Writer
-) -> ir.Value:
-    """·s + b per channel; before opset 21 there is one of each per group."""
-    values = []
-    for index in (1, 2):
-        value = needed(node, index)
-        if w.opset < 21:
-            array = fixed(node, index, "scale or bias")
-            value = w.constant("channels", np.repeat(array, dims[1] // groups))
-        values.append(_upright(value, len(dims), w))
-    return w.op("Add", w.op("Mul", x, values[0]), values[1])
+def _affine(x: ir.Value, node: ir.Node, dims: Sequence[int], w: Writer) -> ir.Value:
+    """·s + b per channel"""
+    scale, bias = (_upright(needed(node, i), len(dims), w) for i in (1, 2))
+    return w.op("Add", w.op("Mul", x, scale), bias)
 
 
 def line(node: ir.Node, w: Writer) -> ir.Value:
@@ -126,6 +122,6 @@ FORMS: Forms = {
     "LayerNormalization": (mean_and_deviation,),
     "RMSNormalization": (root_mean_square,),
     "InstanceNormalization": (per_channel,),
-    "GroupNormalization": (layer_of_groups, mean_of_groups),
+    "GroupNormalization": (instances, mean_of_groups),
     "BatchNormalization": (line,),
 }

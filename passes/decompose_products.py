@@ -1,6 +1,7 @@
 """Matrix products and convolutions by one another."""
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -11,13 +12,15 @@ from npuc.passes.writer import Array, Unfit, Writer, fixed, floats, given, neede
 
 
 def product_and_sum(node: ir.Node, w: Writer) -> ir.Value:
-    """Gemm(a, b, c) = α·a·b + β·c"""
+    """Gemm(a, b, c) = alpha·a·b + beta·c"""
     values = [floats(node), needed(node, 1)]
     for index, name in enumerate(("transA", "transB")):
         if node.attributes.get_int(name, 0):
             array = constant(values[index])
             turned = w.transpose(values[index], [1, 0]) if array is None else None
-            values[index] = turned or w.constant("turned", np.asarray(np.transpose(array), order="C"))
+            values[index] = turned or w.constant(
+                "turned", np.asarray(np.transpose(array), order="C")
+            )
     result = w.op("MatMul", *values)
     alpha, beta = (node.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))
     if alpha != 1:
@@ -79,7 +82,7 @@ def partial_sums(node: ir.Node, w: Writer, count: int) -> ir.Value:
         raise Unfit(f"its inner size {inner} does not split into {count}")
     edges = [inner * i // count for i in range(count + 1)]
     array, result = constant(b), None
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         part = w.slice(a, len(left) - 1, start, stop)
         if array is None:
             rows = w.slice(b, len(right) - 2, start, stop)
@@ -108,7 +111,11 @@ def flat_image(node: ir.Node, w: Writer) -> ir.Value:
     default = {"kernel_shape": 1, "strides": 1, "dilations": 1, "output_padding": 0}
     for name, value in attributes.items():
         attributes[name] = [0, value[0], 0, value[1]] if name == "pads" else [default[name], *value]
-    plain = {n: node.attributes.get_int(n) for n in ("group", "ceil_mode", "count_include_pad") if n in node.attributes}
+    plain = {
+        n: node.attributes.get_int(n)
+        for n in ("group", "ceil_mode", "count_include_pad")
+        if n in node.attributes
+    }
     inputs = [w.reshape(x, [dims[0], dims[1], 1, dims[2]])]
     if "Conv" in node.op_type:
         weight = fixed(node, 1, "weight")

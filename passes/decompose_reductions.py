@@ -183,7 +183,10 @@ def two_averages(node: ir.Node, w: Writer, first: int) -> ir.Value:
     inner = [first if k % first == 0 and s % first == 0 else 1 for k, s in both]
     alike = [k == d for k, d in zip(window.kernel, window.dims[2:], strict=True)]
     # A window as large as the image has one position: its stride does not matter.
-    inner = [first if a and k % first == 0 else i for a, k, i in zip(alike, window.kernel, inner, strict=True)]
+    inner = [
+        first if a and k % first == 0 else i
+        for a, k, i in zip(alike, window.kernel, inner, strict=True)
+    ]
     if set(inner) == {1}:
         raise Unfit(f"kernel {window.kernel} at stride {window.strides} has no factor {first}")
     outer = [k // i for k, i in zip(window.kernel, inner, strict=True)]

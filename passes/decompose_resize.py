@@ -58,13 +58,17 @@ class Geometry:
         return matrix(size, wanted, self.scales[axis], rule or self.rule)
 
 
-def other_coordinates(node: ir.Node, w: Writer, coordinates: str, nearest: str, sizes: bool) -> ir.Value:
+def other_coordinates(
+    node: ir.Node, w: Writer, coordinates: str, nearest: str, sizes: bool
+) -> ir.Value:
     """Resize = Resize in other coordinates, where they read the same values at this size"""
     g = Geometry(node)
     other = Rule(g.rule.mode, coordinates, nearest, g.rule.cubic, g.rule.outside)
     again = g.rule.mode != "nearest" and nearest != NEAREST[0]
     # Weights are float32 in every runtime: what rounds alike is alike.
-    if again or any((np.float32(g.weights(a)) != np.float32(g.weights(a, other))).any() for a in g.axes):
+    if again or any(
+        (np.float32(g.weights(a)) != np.float32(g.weights(a, other))).any() for a in g.axes
+    ):
         raise Unfit("no other coordinates read the same values")
     empty = w.constant("roi", np.zeros(0, np.float32)) if w.opset < 13 else None
     if sizes:

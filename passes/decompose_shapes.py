@@ -139,7 +139,9 @@ def copies(node: ir.Node, w: Writer) -> ir.Value:
 
 def _pads(node: ir.Node, rank: int) -> list[tuple[int, int]]:
     amounts = [int(p) for p in fixed(node, 1, "padding").reshape(-1)]
-    axes = range(rank) if given(node, 3) is None else [int(a) % rank for a in fixed(node, 3, "axes")]
+    axes = (
+        range(rank) if given(node, 3) is None else [int(a) % rank for a in fixed(node, 3, "axes")]
+    )
     found = [(0, 0)] * rank
     for place, axis in enumerate(axes):
         found[axis] = (amounts[place], amounts[place + len(amounts) // 2])
@@ -159,11 +161,9 @@ def borders(node: ir.Node, w: Writer) -> ir.Value:
     for axis, (before, after) in enumerate(_pads(node, len(dims))):
         size = dims[axis]
         if mode == "constant":
-            sides = [
-                [w.constant("border", np.full([*dims[:axis], n, *dims[axis + 1 :]], fill, kind.numpy()))]
-                for n in (before, after) if n
-            ]  # fmt: skip
-            left, right = (sides.pop(0) if n else [] for n in (before, after))
+            shapes = ([*dims[:axis], n, *dims[axis + 1 :]] for n in (before, after))
+            filled = (np.full(shape, fill, kind.numpy()) for shape in shapes)
+            left, right = ([w.constant("border", a)] if a.size else [] for a in filled)
         else:
             reflect = mode == "reflect"
             rows = [range(before, 0, -1), range(size - 2, size - 2 - after, -1)]
@@ -214,7 +214,11 @@ def placed(node: ir.Node, w: Writer) -> ir.Value:
 def same(node: ir.Node, w: Writer) -> ir.Value:
     """Cast(x) to its own type = x"""
     x = needed(node)
-    if x.dtype is None or int(x.dtype) != node.attributes.get_int("to", 0) or constant(x) is not None:
+    if (
+        x.dtype is None
+        or int(x.dtype) != node.attributes.get_int("to", 0)
+        or constant(x) is not None
+    ):
         raise Unfit("it changes the type")
     return x
 

@@ -36,16 +36,17 @@ class Expander:
         if node.op_type in above or len(above) == DEPTH:
             return why
         reasons = []
-        for form in self.forms[node.op_type]:
-            fragment = isolate(node, self.opset)
-            reason = self._try(fragment, form, (*above, node.op_type))
-            if not reason:
-                _graft(fragment, node, names)
-                return ""
-            reasons.append(f"as {_named(form)}: {reason}")
+        for deep in (False, True):  # rather one form of this node than forms of its forms
+            for form in self.forms[node.op_type]:
+                fragment = isolate(node, self.opset)
+                reason = self._try(fragment, form, (*above, node.op_type), deep)
+                if not reason:
+                    _graft(fragment, node, names)
+                    return ""
+                reasons.append(f"as {_named(form)}: {reason}")
         return "; ".join(dict.fromkeys([why, *reasons]))
 
-    def _try(self, fragment: ir.Model, form: Form, above: tuple[str, ...]) -> str:
+    def _try(self, fragment: ir.Model, form: Form, above: tuple[str, ...], deep: bool) -> str:
         """Write the only node of a fragment by a form, and its nodes by theirs; says what fails."""
         node, names = fragment.graph[0], Names(fragment)
         write = Writer(fragment.graph, names, node.name or "", self.opset)
@@ -58,10 +59,10 @@ class Expander:
         write.replace(node, kept)
         infer_shapes(fragment)
         for new in list(fragment.graph):
-            if why := self.judge(new):
-                # The same kind again is progress where a limit, not the kind, stood in the way.
-                if self._expand(new, names, why, above):
-                    return why
+            why = self.judge(new)
+            # The same kind again is progress where a limit, not the kind, stood in the way.
+            if why and not (deep and self._expand(new, names, why, above) == ""):
+                return why
         return ""
 
 
@@ -127,4 +128,3 @@ def _graft(fragment: ir.Model, node: ir.Node, names: Names) -> None:
     made = {v.name: values[v.name or ""] for v in fragment.graph.outputs}
     results = [made.get(f"output_{i}", node.outputs[i]) for i in range(len(node.outputs))]
     build.replace(node, results)
-

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from npuc.passes.builder import Builder
+from npuc.passes.builder import Attribute, Builder
 from npuc.passes.graphs import Names, constant
 
 Array = np.ndarray[Any, Any]
@@ -22,6 +22,12 @@ class Writer(Builder):
     def __init__(self, graph: ir.Graph, names: Names, prefix: str, opset: int) -> None:
         super().__init__(graph, names, prefix)
         self.opset = opset
+
+    def op(self, op_type: str, *inputs: ir.Value, **attributes: Attribute) -> ir.Value:
+        """Append a node with one output, of its first input's type but for a Cast."""
+        result = super().op(op_type, *inputs, **attributes)
+        result.type = None if op_type == "Cast" else inputs[op_type == "Where"].type
+        return result
 
     def number(self, name: str, value: float, like: ir.Value) -> ir.Value:
         """Add a scalar of another value's dtype."""

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from npuc.passes.base import Pass, run
+from npuc.passes.decompose import Decompose
 from npuc.profile import Fact, Limit, Profile
 from npuc.program import Program
 from npuc.runners import OnnxRunner
@@ -125,6 +126,31 @@ def keeps(profile: Profile, feed: Feed) -> Keeps:
 def ops() -> Callable[[Program], list[str]]:
     """The operators of the main graph in order."""
     return lambda program: [node.op_type for node in program.model.graph]
+
+
+@pytest.fixture(scope="session")
+def decomposed(
+    parse: Parse, keeps: Keeps, device: Callable[..., Profile], ops: Callable[[Program], list[str]]
+) -> Callable[..., list[str]]:
+    """Write a model in what a device has; its operators then, all of them among those."""
+
+    def check(
+        text: str,
+        supported: str,
+        *limits: Limit,
+        weights: Mapping[str, Array] | None = None,
+        atol: float = 0.0,
+        opset: int = 20,
+    ) -> list[str]:
+        before = parse(text, weights, opset)
+        after = keeps(before, [Decompose()], atol, (1,), device(supported, *limits))
+        step = after.steps[0]
+        assert step.changes > 0 and not step.refusals
+        found = [kind for kind in ops(after) if kind != "Constant"]
+        assert set(found) <= {*supported.split(), "Identity"}
+        return found
+
+    return check
 
 
 @pytest.fixture
