@@ -15,7 +15,7 @@ from npuc.targets.tvm import markers
 from npuc.targets.tvm.conditions import ALLOWED, Rule
 
 T = ir.DataType
-TYPES = frozenset({T.FLOAT, T.INT32, T.INT64, T.BOOL, T.INT8, T.UINT8})
+TYPES = frozenset({T.FLOAT, T.DOUBLE, T.INT32, T.INT64, T.BOOL, T.INT8, T.UINT8})
 """Element types a lowered program may hold."""
 
 

@@ -15,7 +15,8 @@ WHOLE = frozenset({T.INT32, T.INT64})
 NUMBER = FLOAT | WHOLE
 TRUTH = frozenset({T.BOOL})
 BYTE = frozenset({T.INT8, T.UINT8})
-ANY = NUMBER | TRUTH | BYTE
+DOUBLE = frozenset({T.DOUBLE})
+ANY = NUMBER | TRUTH | BYTE | DOUBLE
 
 Check = Callable[[ir.Node], str]
 
@@ -171,6 +172,28 @@ def _same_type(node: ir.Node) -> str:
     return "" if len(kinds) == 1 else "inputs of several types"
 
 
+def _zero_points(node: ir.Node) -> str:
+    """Zero points are constants: one for the data, one or one per output for the weights."""
+    if reason := _known(2, 3)(node):
+        return reason
+    if reason := _types(node, 1, BYTE):
+        return reason
+    for position in range(2, len(node.inputs)):
+        zero = constant(node.inputs[position])
+        if zero is None or zero.size == 1:
+            continue
+        if position == 2 or zero.ndim > 1:
+            return f"zero points of shape {zero.shape} for input {position - 2}"
+    return ""
+
+
+def _types(node: ir.Node, position: int, types: frozenset[ir.DataType]) -> str:
+    value = node.inputs[position]
+    if value is None or value.dtype in types:
+        return ""
+    return f"its input {value.name} is of type {value.dtype}"
+
+
 def _matrices(node: ir.Node) -> str:
     ranks = [len(shape_of(v)) for v in node.inputs[:2]]
     return "" if min(ranks) > 0 else "a scalar"
@@ -212,12 +235,10 @@ ALLOWED: dict[str, Rule] = {
             "Asinh",
             "Atan",
             "Atanh",
-            "Ceil",
             "Cos",
             "Elu",
             "Erf",
             "Exp",
-            "Floor",
             "Gelu",
             "GlobalAveragePool",
             "GlobalMaxPool",
@@ -231,14 +252,12 @@ ALLOWED: dict[str, Rule] = {
             "PRelu",
             "Reciprocal",
             "Relu",
-            "Round",
             "Selu",
             "Sigmoid",
             "Sin",
             "Softmax",
             "Softplus",
             "Softsign",
-            "Sqrt",
             "Tan",
             "Tanh",
             "ThresholdedRelu",
@@ -251,10 +270,16 @@ ALLOWED: dict[str, Rule] = {
         ],
         Rule(FLOAT),
     ),
+    **dict.fromkeys(["Abs", "Neg", "Add", "Sub", "Mul", "Div"], Rule(NUMBER | DOUBLE, _same_type)),
+    "Sign": Rule(NUMBER),
+    # Of doubles, TVM's maximum drops NaN.
+    **dict.fromkeys(["Min", "Max"], Rule(NUMBER | BYTE, _same_type)),
+    **dict.fromkeys(["Ceil", "Floor", "Round", "Sqrt"], Rule(FLOAT | DOUBLE)),
     **dict.fromkeys(
-        ["Abs", "Neg", "Sign", "Add", "Sub", "Mul", "Div", "Min", "Max"], Rule(NUMBER, _same_type)
+        ["Less", "LessOrEqual", "Greater", "GreaterOrEqual"],
+        Rule(NUMBER | BYTE | DOUBLE, _same_type),
     ),
-    **dict.fromkeys(["Less", "LessOrEqual", "Greater", "GreaterOrEqual"], Rule(NUMBER, _same_type)),
+    **dict.fromkeys(["BitwiseAnd", "BitwiseOr", "BitwiseXor"], Rule(WHOLE, _same_type)),
     **dict.fromkeys(["And", "Or", "Xor", "Not"], Rule(TRUTH)),
     **dict.fromkeys(
         [
@@ -267,33 +292,35 @@ ALLOWED: dict[str, Rule] = {
         ],
         Rule(FLOAT, _reduction),
     ),
-    **dict.fromkeys(
-        ["ReduceMax", "ReduceMin", "ReduceSum", "ReduceProd"], Rule(NUMBER, _reduction)
-    ),
+    **dict.fromkeys(["ReduceSum", "ReduceProd"], Rule(NUMBER, _reduction)),
+    **dict.fromkeys(["ReduceMax", "ReduceMin"], Rule(NUMBER | BYTE, _reduction)),
     **dict.fromkeys(["ArgMax", "ArgMin"], Rule(FLOAT)),
     **dict.fromkeys(["Identity", "Transpose", "Flatten", "Concat"], Rule(ANY)),
     **dict.fromkeys(["Reshape", "Expand", "Tile", "Squeeze", "Unsqueeze"], Rule(ANY, _known(1))),
-    "Gather": Rule(NUMBER | TRUTH),
+    "Gather": Rule(ANY),
     # A wrong index of these would read or write foreign memory: it must be known.
     **dict.fromkeys(["GatherElements", "GatherND"], Rule(NUMBER | TRUTH, _indices)),
     "ScatterND": Rule(NUMBER, _indices),
-    **dict.fromkeys(["MaxPool", "AveragePool"], Rule(FLOAT, _all(_pool, _one_output))),
+    "AveragePool": Rule(FLOAT, _pool),
+    "MaxPool": Rule(FLOAT | BYTE, _all(_pool, _one_output)),
     "DequantizeLinear": Rule(BYTE | {T.INT32}, _quantization),
     "QuantizeLinear": Rule(FLOAT, _quantization),
     "BatchNormalization": Rule(FLOAT, _batch_norm),
     "Cast": Rule(ANY, _cast),
-    "Clip": Rule(NUMBER, _known(1, 2)),
+    "Clip": Rule(NUMBER | BYTE, _known(1, 2)),
     "Conv": Rule(FLOAT, _all(_convolution, _weights)),
+    "ConvInteger": Rule(BYTE, _all(_convolution, _weights, _zero_points)),
     "ConvTranspose": Rule(FLOAT, _all(_convolution, _weights)),
     "DepthToSpace": Rule(FLOAT),
     "Dropout": Rule(FLOAT, _dropout),
-    "Equal": Rule(NUMBER, _same_type),
+    "Equal": Rule(NUMBER | BYTE | DOUBLE, _same_type),
     "Gemm": Rule(FLOAT),
     "IsInf": Rule(FLOAT, _infinity),
     "LayerNormalization": Rule(FLOAT, _one_output),
     "MatMul": Rule(FLOAT, _matrices),
+    "MatMulInteger": Rule(BYTE, _all(_matrices, _zero_points)),
     "Mod": Rule(WHOLE, _modulo),
-    "Pad": Rule(NUMBER, _known(1, 2, 3)),
+    "Pad": Rule(NUMBER | BYTE, _known(1, 2, 3)),
     "Pow": Rule(FLOAT, _same_type),
     "Resize": Rule(FLOAT, _all(_resize, _known(1, 2, 3))),
     "Slice": Rule(ANY, _known(1, 2, 3, 4)),

@@ -74,8 +74,53 @@ def _pad(bb: Any, inputs: Any, attributes: Mapping[str, Any]) -> Any:
     return relax.op.nn.pad(inputs[0], widths, "constant", float(value.reshape(-1)[0]))
 
 
+def _centred(bb: Any, codes: Any, zero: Any, along: tuple[int, ...] = ()) -> Any:
+    """Codes less their zero points, in int32; `along` is the shape of several zero points."""
+    from tvm import relax
+
+    wide = bb.normalize(_op("astype")(codes, "int32"))
+    known = None if zero is None else number(zero)
+    if zero is None or (known is not None and not known.any()):
+        return wide
+    assert known is not None, "the allow-list takes constant zero points"
+    shape = along if known.size > 1 else ()
+    return bb.normalize(
+        _op("subtract")(wide, relax.const(known.astype(np.int32).reshape(shape), "int32"))
+    )
+
+
+def _conv_integer(bb: Any, inputs: Any, attributes: Mapping[str, Any]) -> Any:
+    """Σ (x - zx)·(w - zw), in int32; padding is what stands for zero."""
+    from tvm import relax
+
+    x, w, x_zero, w_zero = (*inputs, None, None)[:4]
+    filters = _centred(bb, w, w_zero, (-1, 1, 1, 1))
+    return relax.op.nn.conv2d(
+        _centred(bb, x, x_zero),
+        filters,
+        strides=attributes.get("strides", [1, 1]),
+        padding=attributes.get("pads", [0, 0, 0, 0]),
+        dilation=attributes.get("dilations", [1, 1]),
+        groups=attributes.get("group", 1),
+        data_layout="NCHW",
+        kernel_layout="OIHW",
+        out_dtype="int32",
+    )
+
+
+def _matmul_integer(bb: Any, inputs: Any, attributes: Mapping[str, Any]) -> Any:
+    """Σ (a - za)·(b - zb), in int32; one zero point each, or zb per column."""
+    from tvm import relax
+
+    a, b, a_zero, b_zero = (*inputs, None, None)[:4]
+    left, right = _centred(bb, a, a_zero), _centred(bb, b, b_zero, (1, -1))
+    return relax.op.matmul(left, right, out_dtype="int32")
+
+
 CONVERTERS: Mapping[str, Converter] = {
     "Clip": _clip,
+    "ConvInteger": _conv_integer,
+    "MatMulInteger": _matmul_integer,
     "Max": _pairwise("maximum"),
     "Mean": _mean,
     "Min": _pairwise("minimum"),

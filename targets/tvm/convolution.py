@@ -13,11 +13,14 @@ from npuc.targets.tvm.integer import Integer
 from npuc.targets.tvm.plan import Plan
 from npuc.targets.tvm.staging import Geometry
 
+SUMS = ("float32", "int32")
+"""Types that convolutions add up in."""
+
 
 def plan(p: Plan) -> bool:
     """Write the kernel of a convolution; False where its weights are computed at run time."""
     call = p.anchor
-    if str(call.attrs.data_layout) != "NHWC" or dtype_of(call) != "float32":
+    if str(call.attrs.data_layout) != "NHWC" or dtype_of(call) not in SUMS:
         return False
     found = _weights(call, p)
     if found is None:
@@ -37,6 +40,8 @@ class _Weights:
 
 
 def _weights(call: Any, p: Plan) -> _Weights | None:
+    if dtype_of(call) == "int32":
+        return _integers(call, p)
     transposed = operator(call) == "relax.nn.conv2d_transpose"
     activation = w.activation(call.args[0], p.sources)
     codes = w.codes(call.args[1], p.sources)
@@ -50,6 +55,15 @@ def _weights(call: Any, p: Plan) -> _Weights | None:
     if values is None or values.dtype != np.float32:
         return None
     return _Weights(_oriented(values, call) if transposed else values, None)
+
+
+def _integers(call: Any, p: Plan) -> _Weights | None:
+    """Codes on both sides, their zero points taken off: `ConvInteger`."""
+    activation = w.centred_activation(call.args[0], p.sources)
+    codes = w.centred_codes(call.args[1], p.sources)
+    if activation is None or codes is None or operator(call) != "relax.nn.conv2d":
+        return None
+    return _Weights(codes, Integer(activation, None))
 
 
 def _oriented(array: Array, call: Any) -> Array:
@@ -91,7 +105,8 @@ def _direct(p: Plan, g: Geometry, found: _Weights) -> bool:
     dot = 0
     if found.integer is not None:
         per_group = g.channels // g.groups
-        dot = 4 if p.level.vnni and (g.groups == 1 or per_group % 4 == 0) else 1
+        narrow = found.array.dtype == np.int8
+        dot = 4 if narrow and p.level.vnni and (g.groups == 1 or per_group % 4 == 0) else 1
         g = replace(g, round_channels=dot, fill=found.integer.activation.zero)
     array = _by_input(found.array, g)
     x = p.input(_input(p, found))

@@ -8,7 +8,7 @@ import numpy as np
 from npuc.targets.tvm import weights as w
 from npuc.targets.tvm.direct import Finish
 from npuc.targets.tvm.emit import cast, constant
-from npuc.targets.tvm.graph import Array, dtype_of, is_var, key, operator
+from npuc.targets.tvm.graph import Array, dtype_of, is_var, key, number, operator
 from npuc.targets.tvm.plan import Plan
 from npuc.targets.tvm.regions import leaf_kind
 
@@ -19,10 +19,13 @@ both are products of two float32, each rounded once."""
 
 @dataclass(frozen=True, slots=True)
 class Integer:
-    """An int8 input, and the scale of the int32 sums: one, or one per output channel."""
+    """An int8 input, and the scale of the int32 sums: one, or one per output channel.
+
+    Without a scale the sums themselves are the result.
+    """
 
     activation: w.Activation
-    scale: Array
+    scale: Array | None
 
     @property
     def signed(self) -> bool:
@@ -42,11 +45,14 @@ class Integer:
         room = np.zeros((groups, -(-columns // lanes) * lanes), np.int64)
         room[:, :columns] = begin
         start = p.weights(room.astype(np.int32))
-        scales = p.weights(np.ascontiguousarray(self.scale)) if self.scale.size > 1 else None
+        if self.scale is None:
+            return start, p.finish
+        factors = self.scale
+        scales = p.weights(np.ascontiguousarray(factors)) if factors.size > 1 else None
 
         def finish(value: Any, width: int, channel: Any, index: Any) -> Any:
             factor = (
-                constant(float(self.scale.reshape(-1)[0]), "float32", width)
+                constant(float(factors.reshape(-1)[0]), "float32", width)
                 if scales is None
                 else p.kernel.load(scales, channel, width)
             )
@@ -65,6 +71,8 @@ class Integer:
             return none
         own = key(p.items[anchor][0])
         others = [a for a in expr.args if not (is_var(a) and key(a) == own)]
+        if self.scale is None:
+            return self._sum(p, others, channels)
         if len(others) != 1 or leaf_kind(others[0], p.shape) != "channel":
             return none
         found = w.bias(others[0], p.sources, channels)
@@ -72,3 +80,12 @@ class Integer:
             return none
         p.skip(member, anchor)
         return found[0].astype(np.int64)
+
+    def _sum(self, p: Plan, others: list[Any], channels: int) -> Array:
+        """Take a following int32 constant into the accumulator: sums wrap alike in any order."""
+        array = number(others[0]) if len(others) == 1 else None
+        if array is None or leaf_kind(others[0], p.shape) not in ("number", "channel"):
+            return np.zeros(channels, np.int64)
+        anchor, member = p.region.members[:2]
+        p.skip(member, anchor)
+        return np.broadcast_to(array.reshape(-1), channels).astype(np.int64)

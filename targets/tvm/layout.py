@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 
 from npuc.targets.tvm import markers
-from npuc.targets.tvm.graph import Walk, is_tensor, is_var, key, number, operator, shape_of
+from npuc.targets.tvm.graph import (
+    Walk,
+    dtype_of,
+    is_tensor,
+    is_var,
+    key,
+    number,
+    operator,
+    shape_of,
+)
 
 TO_NHWC = (0, 2, 3, 1)
 TO_NCHW = (0, 3, 1, 2)
@@ -48,6 +57,17 @@ ELEMENTWISE = frozenset(
         "greater",
         "less_equal",
         "greater_equal",
+        "floor_mod",
+        "sign",
+        "not_equal",
+        "logical_and",
+        "logical_or",
+        "logical_xor",
+        "logical_not",
+        "bitwise_and",
+        "bitwise_or",
+        "bitwise_xor",
+        "isfinite",
         "nn.relu",
         "nn.leakyrelu",
         "nn.gelu",
@@ -132,6 +152,9 @@ class Layout(Walk):
             scales = [number(a) for a in expr.args[1:3]]
             if all(s is not None and s.size == 1 for s in scales) and number(expr.args[0]) is None:
                 return self.emit(self.call(expr, [self.nhwc(expr.args[0]), *expr.args[1:]]))
+        if _centres(expr):
+            # The codes move, not the int32 values that the kernel never reads.
+            return self.emit(self.call(expr, [self.nhwc(expr.args[0]), *expr.args[1:]]))
         shape = shape_of(var)
         value = self.lookup(var)
         if not shape:
@@ -157,6 +180,17 @@ class Layout(Walk):
         return self.emit(relax.op.permute_dims(value, list(axes)))
 
 
+def _centres(expr: Any) -> bool:
+    """Whether an expression widens 8-bit codes of an image, or takes one zero point off."""
+    name = operator(expr)
+    if name not in ("relax.astype", "relax.subtract") or dtype_of(expr) != "int32":
+        return False
+    if number(expr.args[0]) is not None or len(shape_of(expr.args[0])) != 4:
+        return False
+    rest = [number(a) for a in expr.args[1:]]
+    return all(a is not None and a.size == 1 for a in rest)
+
+
 Rule = Callable[[Layout, Any, Any], Any]
 """(walk, variable, expression) → its `_Value`, what to bind, or None to leave it as it is."""
 
@@ -180,6 +214,8 @@ def _convolution(walk: Layout, var: Any, expr: Any) -> Any:
     build = relax.op.nn.conv2d
     if operator(expr) == "relax.nn.conv2d_transpose":
         build, options["output_padding"] = relax.op.nn.conv2d_transpose, a.output_padding
+    else:
+        options["out_dtype"] = dtype_of(expr)
     weights = walk.substitute(expr.args[1])
     return _image_at(walk.emit(build(walk.nhwc(expr.args[0]), weights, **options)))
 
@@ -310,6 +346,18 @@ def _transpose(walk: Layout, var: Any, expr: Any) -> Any:
     return value if axes == [0, 1, 2, 3] else walk.emit(relax.op.permute_dims(value, axes))
 
 
+def _take(walk: Layout, var: Any, expr: Any) -> Any:
+    """A table of one axis, looked up by an image."""
+    from tvm import relax
+
+    table, indices = expr.args
+    if number(table) is None or len(shape_of(table)) != 1 or len(shape_of(indices)) != 4:
+        return None
+    if number(indices) is not None or not walk.is_nhwc(indices):
+        return None
+    return _image_at(walk.emit(relax.op.take(table, walk.nhwc(indices), 0)))
+
+
 def _image(expr: Any) -> bool:
     return number(expr) is not None or (is_var(expr) and is_tensor(expr))
 
@@ -326,6 +374,7 @@ RULES: dict[str, Rule] = {
     "relax.max": _reduction,
     "relax.min": _reduction,
     "relax.sum": _reduction,
+    "relax.take": _take,
     "relax.image.resize2d": _resize,
     "relax.nn.pad": _pad,
     "relax.reshape": _reshape,

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-_ROUND = re.compile(r"RoundTo_e(\d+)m(\d+)")
+_ROUND = re.compile(r"RoundTo_e(\d+)m(\d+)(_flushed)?")
 
 
 def is_rounding(name: str) -> bool:
@@ -30,7 +30,10 @@ def data_of(expr: Any) -> Any:
     return expr.args[1].fields[0]
 
 
-def rounding(expr: Any) -> tuple[int, int] | None:
-    """Return (exponent, mantissa) bits of a float rounding, or None for another expression."""
+def rounding(expr: Any) -> tuple[int, int, bool] | None:
+    """Return a float rounding's bits of exponent and mantissa, and whether it flushes subnormals.
+
+    None for another expression.
+    """
     match = _ROUND.fullmatch(name_of(expr).removeprefix("ai.npuc."))
-    return (int(match[1]), int(match[2])) if match else None
+    return (int(match[1]), int(match[2]), bool(match[3])) if match else None

@@ -5,17 +5,20 @@ from typing import Any
 
 import numpy as np
 
-from npuc.targets.tvm import markers
+from npuc.targets.tvm import markers, whole
 from npuc.targets.tvm.cpu_level import Level
-from npuc.targets.tvm.emit import Kernel, constant
+from npuc.targets.tvm.emit import Kernel, constant, widen
 from npuc.targets.tvm.graph import Array, Walk, dtype_of, key, number, operator, shape_of
 from npuc.targets.tvm.pointwise import OPERATORS, SLOW, bounds, clip, quantize
-from npuc.targets.tvm.regions import Binding, Region, leaf_kind, tensor_args
+from npuc.targets.tvm.regions import Binding, Region, leaf_kind, shaped_args, tensor_args
 from npuc.targets.tvm.rounding import round_to
 from npuc.targets.tvm.vecmath import Functions, in_kernel
 
 HEAVY = frozenset(f"relax.{name}" for name in SLOW)
 """Operators that are polynomials of dozens of instructions."""
+
+LONG = 8
+"""Operators after which any region is written once per tile."""
 
 
 @dataclass
@@ -49,7 +52,9 @@ class Plan:
     def heavy(self) -> bool:
         """Whether the region is long enough for its code to be written once per tile."""
         members = [self.items[m][1] for m in self.region.members[1:]]
-        return any(markers.rounding(e) is not None or operator(e) in HEAVY for e in members)
+        return len(members) > LONG or any(
+            markers.rounding(e) is not None or operator(e) in HEAVY for e in members
+        )
 
     def source(self, expr: Any) -> Any:
         """Return what a variable was computed by, or None."""
@@ -71,14 +76,16 @@ class Plan:
         var, other = self.items[member][0], self.items[stands_for][0]
         self._skipped[key(var)] = key(other)
 
-    def output(self) -> Any:
-        """Declare the region's other inputs and then the result: the last parameter."""
-        for member in self.region.members[1:]:
+    def output(self, first: int = 1) -> Any:
+        """Declare the inputs of members from `first` on, and then the result: the last parameter."""
+        for member in self.region.members[first:]:
             var, expr = self.items[member]
             if key(var) in self._skipped:
                 continue
-            for arg in tensor_args(expr):
+            for arg in shaped_args(expr):
                 self._declare(arg)
+            if operator(expr) == "relax.take" and key(expr.args[0]) not in self._leaves:
+                self._leaves[key(expr.args[0])] = ("table", self.input(expr.args[0]))
         return self.kernel.tensor(self.shape, dtype_of(self.items[self.region.last][0]))
 
     def _declare(self, arg: Any) -> None:
@@ -90,10 +97,13 @@ class Plan:
             self._leaves[key(arg)] = (kind, self.input(arg))
 
     def finish(self, value: Any, lanes: int, channel: Any, index: Any) -> Any:
-        """Apply the region to a value the anchor computed: a `direct.Finish`."""
-        known = {key(self.items[self.region.members[0]][0]): value}
+        """Apply the region to a value the anchor computed: a `direct.Finish`.
+
+        Where `value` is None, the anchor is an elementwise operator like the others.
+        """
+        known = {} if value is None else {key(self.items[self.region.members[0]][0]): value}
         result = value
-        for member in self.region.members[1:]:
+        for member in self.region.members[len(known) :]:
             var, expr = self.items[member]
             if key(var) in self._skipped:
                 known[key(var)] = known[self._skipped[key(var)]]
@@ -110,7 +120,17 @@ class Plan:
         if number(arg) is None and key(arg) in known:
             return known[key(arg)]
         kind, memory = self._leaves[key(arg)]
+        if kind == "table":
+            return memory
+        if kind == "row":
+            row = self.kernel.load(memory, index // self.shape[-1])
+            return widen(row, lanes)
         return self.kernel.load(memory, channel if kind == "channel" else index, lanes)
+
+    @property
+    def reads(self) -> set[str]:
+        """How declared tensors are read: kinds of `regions.leaf_kind`, or "table"."""
+        return {kind for kind, _ in self._leaves.values()}
 
     def done(self, name: str) -> bool:
         """Close the kernel; always True, for planners to return."""
@@ -139,4 +159,6 @@ def evaluate(expr: Any, args: list[Any], kernel: Kernel) -> Any:
     if name == "relax.quantize":
         data, scale, zero = args
         return quantize(data, scale, zero, str(expr.attrs.out_dtype))
-    return OPERATORS[name](expr, args, Functions(in_kernel(kernel)))
+    if name in OPERATORS and dtype_of(expr) == "float32":
+        return OPERATORS[name](expr, args, Functions(in_kernel(kernel)))
+    return whole.OPERATORS[name](expr, args)

@@ -7,15 +7,17 @@ import numpy as np
 from npuc.targets.tvm import weights as w
 from npuc.targets.tvm.batched import Batched
 from npuc.targets.tvm.direct import Direct, pack
-from npuc.targets.tvm.graph import dtype_of, shape_of
+from npuc.targets.tvm.graph import Array, dtype_of, shape_of
 from npuc.targets.tvm.integer import Integer
 from npuc.targets.tvm.plan import Plan
 from npuc.targets.tvm.staging import Geometry
 
 
 def plan(p: Plan) -> bool:
-    """Write the kernel of a product; False for other types than float32, and for vectors."""
+    """Write the kernel of a product of float32 or of codes; False for other types and vectors."""
     left, right = p.anchor.args
+    if dtype_of(p.anchor) == "int32" and min(len(shape_of(a)) for a in p.anchor.args) > 1:
+        return _codes(p) or _batched_codes(p)
     if dtype_of(p.anchor) != "float32" or len(shape_of(right)) < 2 or not shape_of(left):
         return False
     if len(shape_of(right)) == 2 and (_integer(p) or _float(p)):
@@ -47,13 +49,25 @@ def _integer(p: Plan) -> bool:
     codes = w.codes(p.anchor.args[1], p.sources)
     if activation is None or codes is None or codes.axis not in (None, 1):
         return False
-    dot = 4 if p.level.vnni else 1
-    g = _geometry(p, round_channels=dot, fill=activation.zero)
-    array = np.zeros((1, g.pixel, g.channels_out), np.int8)
-    array[0, : g.channels] = codes.codes
     scale = (codes.scale * np.float32(activation.scale)).astype(np.float32)
-    integer = Integer(activation, scale)
-    x = p.input(activation.tensor)
+    return _packed(p, Integer(activation, scale), codes.codes)
+
+
+def _codes(p: Plan) -> bool:
+    """Σ (a - za)·(w - zw) of constant weights: `MatMulInteger`."""
+    activation = w.centred_activation(p.anchor.args[0], p.sources)
+    codes = w.centred_codes(p.anchor.args[1], p.sources)
+    if activation is None or codes is None or codes.ndim != 2:
+        return False
+    return _packed(p, Integer(activation, None), codes)
+
+
+def _packed(p: Plan, integer: Integer, codes: Array) -> bool:
+    dot = 4 if p.level.vnni and codes.dtype == np.int8 else 1
+    g = _geometry(p, round_channels=dot, fill=integer.activation.zero)
+    array = np.zeros((1, g.pixel, g.channels_out), codes.dtype)
+    array[0, : g.channels] = codes
+    x = p.input(integer.activation.tensor)
     packed = p.weights(pack(array, p.level.lanes, dot))
     start, finish = integer.prepare(p, array, p.level.lanes, shifted=dot == 4)
     y = p.output()
@@ -97,4 +111,18 @@ def _batched_integer(p: Plan) -> bool:
     y = p.output()
     zeros = (sides[0].zero, sides[1].zero)
     Batched(p.kernel, left, right, *size, finish, zeros, p.heavy).write(a, b, y)
+    return p.done("batched_matmul_int8")
+
+
+def _batched_codes(p: Plan) -> bool:
+    """Σ (a - za)·(b - zb) of two activations: `MatMulInteger`."""
+    found = [w.centred_activation(side, p.sources) for side in p.anchor.args]
+    sides = [f for f in found if f is not None]
+    if len(sides) < 2:
+        return False
+    left, right, size = _sides(p)
+    a, b = (p.input(side.tensor) for side in sides)
+    y = p.output()
+    zeros = (sides[0].zero, sides[1].zero)
+    Batched(p.kernel, left, right, *size, p.finish, zeros, p.heavy).write(a, b, y)
     return p.done("batched_matmul_int8")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from npuc.targets.tvm import markers
+from npuc.targets.tvm import markers, whole
 from npuc.targets.tvm.graph import (
     dtype_of,
     is_tensor,
@@ -18,6 +18,10 @@ from npuc.targets.tvm.pointwise import OPERATORS
 
 LIMIT = 24
 """Operators in one region: beyond this, registers spill and kernels are no longer shared."""
+
+LIMIT_WHOLE = 160
+"""The same for chains with integers: a requantization alone is some dozens of operators, and
+every one of them left out would be a pass over memory in 64 bits."""
 
 Binding = tuple[Any, Any]
 
@@ -41,8 +45,10 @@ class Region:
 class Regions:
     """Grows regions over one main function."""
 
-    def __init__(self, items: list[Binding], outputs: set[int]):
+    def __init__(self, items: list[Binding], outputs: set[int], operands: frozenset[int]):
+        """`operands` are the keys of variables that belong to the operators reading them."""
         self.items = items
+        self._operands = operands
         self._outputs = outputs
         self._users: dict[int, list[int]] = {}
         for position, (_, expr) in enumerate(items):
@@ -56,8 +62,9 @@ class Regions:
         inside = {key(var)}
         members = [anchor]
         best = tuple(members)
+        limit = LIMIT
         for position in range(anchor + 1, len(self.items)):
-            if len(members) > LIMIT:
+            if len(members) > limit:
                 break
             item, expr = self.items[position]
             if not any(key(v) in inside for v in parts(expr)):
@@ -66,10 +73,10 @@ class Regions:
                 break
             members.append(position)
             inside.add(key(item))
-            if self._closed(members):
-                best = tuple(members)
             if dtype_of(item) != "float32":
-                break
+                limit = LIMIT_WHOLE
+            if dtype_of(item) != whole.TRUTH and self._closed(members):
+                best = tuple(members)
         return Region(best)
 
     def _closed(self, members: list[int]) -> bool:
@@ -83,24 +90,32 @@ class Regions:
     def _joins(self, var: Any, expr: Any, inside: set[int], shape: tuple[int, ...]) -> bool:
         if not is_tensor(var) or shape_of(var) != shape:
             return False
+        if key(var) in self._operands:
+            return False
         if not supported(expr):
             return False
         return all(
-            (is_var(a) and key(a) in inside) or leaf_kind(a, shape) for a in tensor_args(expr)
+            (is_var(a) and key(a) in inside) or leaf_kind(a, shape) for a in shaped_args(expr)
         )
 
 
 def supported(expr: Any) -> bool:
     """Whether a region may hold an operator."""
     name = operator(expr)
-    if name in OPERATORS:
-        return all(dtype_of(a) == "float32" for a in tensor_args(expr))
+    if name in OPERATORS and all(dtype_of(a) == "float32" for a in tensor_args(expr)):
+        return True
     if name == "relax.clip":
         return dtype_of(expr.args[0]) == "float32"
     if name == "relax.quantize":
         codes = str(expr.attrs.out_dtype)
         return codes in ("int8", "uint8") and dtype_of(expr.args[0]) == "float32"
-    return markers.rounding(expr) is not None
+    return markers.rounding(expr) is not None or whole.supported(expr)
+
+
+def shaped_args(expr: Any) -> list[Any]:
+    """Return the tensors that broadcast to an elementwise operator's result: not a table."""
+    args = tensor_args(expr)
+    return args[1:] if operator(expr) == "relax.take" else args
 
 
 def tensor_args(expr: Any) -> list[Any]:
@@ -116,16 +131,21 @@ def leaf_kind(expr: Any, shape: tuple[int, ...]) -> str:
     """How a kernel reads a value beside its own result; "" where it cannot.
 
     "number": a constant of one element. "channel": one value per position of the last axis.
-    "full": as many values as the result.
+    "full": as many values as the result. "row": integers, one per position of all axes but the
+    last. Truth values are read from no memory.
     """
     array = number(expr)
-    if array is not None and array.size == 1:
-        return "number"
     if not (array is not None or (is_var(expr) and is_tensor(expr))):
         return ""
+    if dtype_of(expr) == whole.TRUTH:
+        return ""
+    if array is not None and array.size == 1:
+        return "number"
     own = shape_of(expr)
     if own == shape:
         return "full"
+    if own == (*shape[:-1], 1) and dtype_of(expr) in whole.INTEGERS:
+        return "row"
     if len(own) > len(shape) or not own or own[-1] != shape[-1]:
         return ""
     return "channel" if all(d == 1 for d in own[:-1]) else ""

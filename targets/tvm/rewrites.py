@@ -13,6 +13,7 @@ from npuc.errors import PassError
 from npuc.passes.fold_constants import FoldConstants
 from npuc.passes.graphs import Names, constant, infer_shapes, initializer
 from npuc.profile import Profile
+from npuc.targets.tvm import markers
 
 DOMAIN = "ai.npuc"
 OLDEST, PROVEN = 18, 20
@@ -25,12 +26,12 @@ Array = np.ndarray[Any, Any]
 def prepare(model: ir.Model) -> ir.Model:
     """Return a copy ready for import: functions inlined, constants folded, shapes known.
 
-    npuc's own functions stay: they have kernels. Raises `PassError` where the model is
+    npuc's float roundings stay: they have kernels. Raises `PassError` where the model is
     inconsistent.
     """
     # Weights beside the file would be looked for where this process happens to run.
     copy = ir.external_data.load_to_model(model.clone())
-    InlinePass(lambda function: function.domain != DOMAIN)(copy)
+    InlinePass(lambda f: f.domain != DOMAIN or not markers.is_rounding(f.name))(copy)
     copy = raised(copy)
     FoldConstants().apply(copy, NO_PROFILE)
     infer_shapes(copy)
@@ -123,6 +124,9 @@ def text(node: ir.Node, name: str, default: str) -> str:
     return default if attribute is None else attribute.as_string()
 
 
+WINDOWED = ("Conv", "ConvInteger", "ConvTranspose")
+
+
 def _windows(r: Rewriter, node: ir.Node) -> ir.Value | None:
     """Spell out ``auto_pad``, and turn a 1-D convolution into a 2-D one of height 1."""
     mode = text(node, "auto_pad", "NOTSET")
@@ -131,7 +135,7 @@ def _windows(r: Rewriter, node: ir.Node) -> ir.Value | None:
         node.attributes["pads"] = ir.AttrInt64s("pads", _pads(node, mode))
         node.attributes.pop("auto_pad")
     weights = node.inputs[1] if len(node.inputs) > 1 else None
-    if node.op_type not in ("Conv", "ConvTranspose") or len(shape_of(data)) != 3 or weights is None:
+    if node.op_type not in WINDOWED or len(shape_of(data)) != 3 or weights is None:
         return None
     return _two_dimensional(r, node)
 
@@ -282,6 +286,7 @@ RULES: dict[str, Callable[[Rewriter, ir.Node], ir.Value | None]] = {
     "AveragePool": _windows,
     "Celu": _celu,
     "Conv": _windows,
+    "ConvInteger": _windows,
     "ConvTranspose": _windows,
     "CumSum": _cumsum,
     "Equal": _equal,

@@ -9,11 +9,12 @@ from npuc.targets.tvm.vecmath import Let
 SIGN, INFINITY, FRACTION, HIDDEN = 0x80000000, 0x7F800000, 0x7FFFFF, 0x800000
 
 
-def round_to(x: Any, exponent: int, mantissa: int, let: Let) -> Any:
+def round_to(x: Any, exponent: int, mantissa: int, flush: bool, let: Let) -> Any:
     """Round float32 to a float of `exponent` and `mantissa` bits, ties to even.
 
-    Subnormals are kept, overflow gives ±Inf, NaN and the sign of zero stay. Only integer
-    operations on the bits: a compiler may fold (x + M) - M, which is x in real numbers.
+    Subnormals are kept, or with `flush` become zeros of their sign before rounding; overflow gives
+    ±Inf, NaN and the sign of zero stay. Only integer operations on the bits: a compiler may fold
+    (x + M) - M, which is x in real numbers.
 
     Above the format's smallest normal number, adding half of the last kept place (less one where
     it is even) and cutting rounds the bits of a float32 correctly, carry into the exponent
@@ -22,7 +23,7 @@ def round_to(x: Any, exponent: int, mantissa: int, let: Let) -> Any:
     """
     from tvm import tirx as t
 
-    return _Format(exponent, mantissa, lanes_of(x), let).rounded(
+    return _Format(exponent, mantissa, flush, lanes_of(x), let).rounded(
         t.reinterpret(_type("uint32", lanes_of(x)), x)
     )
 
@@ -35,6 +36,7 @@ def _type(name: str, lanes: int) -> str:
 class _Format:
     exponent: int
     mantissa: int
+    flush: bool
     lanes: int
     let: Let
 
@@ -69,7 +71,8 @@ class _Format:
         drop = self.integer(self.drop)
         result = self.let(self._shifted(size, drop) << drop, self._limited)
         small = size < self.integer(self.smallest << 23)
-        result = t.Select(small, self._tiny(size), result)
+        tiny = self.integer(0) if self.flush else self._tiny(size)
+        result = t.Select(small, tiny, result)
         # NaN, and infinity, which the addition of a half would leave as it is anyway.
         result = t.Select(size >= self.integer(INFINITY), size, result)
         return t.reinterpret(_type("float32", self.lanes), result | sign)

@@ -1,10 +1,12 @@
 """Choose a kernel for every convolution and matrix product, with what follows it."""
 
+from collections.abc import Callable
 from typing import Any
 
-from npuc.targets.tvm import convolution, pointwise, product, rows
+from npuc.targets.tvm import chains, convolution, pointwise, product, rows
+from npuc.targets.tvm import weights as w
 from npuc.targets.tvm.cpu_level import Level
-from npuc.targets.tvm.graph import Walk, bindings, key, operator, parts
+from npuc.targets.tvm.graph import Walk, bindings, dtype_of, is_var, key, operator, parts
 from npuc.targets.tvm.plan import Plan
 from npuc.targets.tvm.regions import Region, Regions
 
@@ -26,6 +28,9 @@ ALONE = frozenset({"relax.mean", "relax.sum", "relax.max", "relax.min"})
 """Operators whose kernels store their result as it is."""
 
 
+INTEGER_ANCHORS = frozenset({"relax.nn.conv2d", "relax.matmul"})
+
+
 class Select(Walk):
     """Replace anchors and their regions by calls of kernels."""
 
@@ -41,7 +46,8 @@ class Select(Walk):
 
     def _plan(self) -> None:
         outputs = {key(v) for v in parts(self.main.body.body)}
-        regions = Regions(self._items, outputs)
+        operands = self._operands()
+        regions = Regions(self._items, outputs, operands)
         taken: set[int] = set()
         for at, (_, expr) in enumerate(self._items):
             planner = PLANNERS.get(operator(expr))
@@ -49,12 +55,34 @@ class Select(Walk):
                 continue
             alone = operator(expr) in ALONE
             region = Region((at,)) if alone else regions.grow(at, taken)
-            plan = Plan(self.level, self._items, region, self._sources)
-            if not planner(plan):
+            self._try(planner, region, taken)
+        for at, (var, expr) in enumerate(self._items):
+            if at in taken or key(var) in operands or not chains.starts(expr):
                 continue
+            region = regions.grow(at, taken)
+            if len(region.members) > 1:
+                self._try(chains.plan, region, taken)
+
+    def _try(self, planner: Callable[[Plan], bool], region: Region, taken: set[int]) -> None:
+        plan = Plan(self.level, self._items, region, self._sources)
+        if planner(plan):
             taken.update(region.members)
             self._inner.update(region.members[:-1])
             self._plans[region.last] = plan
+
+    def _operands(self) -> frozenset[int]:
+        """Return what only takes zero points off the codes that a product's kernel reads itself.
+
+        Were it to end another kernel, that one would store it, and the codes not at all.
+        """
+        found = set()
+        for _, expr in self._items:
+            if operator(expr) in INTEGER_ANCHORS and dtype_of(expr) == "int32":
+                for arg in expr.args:
+                    while is_var(arg) and w.centred(arg, self._sources) is not None:
+                        found.add(key(arg))
+                        arg = self._sources[key(arg)].args[0]
+        return frozenset(found)
 
     def visit(self, var: Any, expr: Any) -> None:
         """Emit a kernel's call at its region's last operator, and nothing for the others."""

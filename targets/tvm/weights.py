@@ -92,6 +92,39 @@ def activation(expr: Any, sources: Sources) -> Activation | None:
     return Activation(source.args[0], float(scale.reshape(())), int(zero.reshape(())))
 
 
+def centred(expr: Any, sources: Sources) -> tuple[Any, Array] | None:
+    """Return (codes, zero points) of int32 values that are 8-bit codes less their zero points."""
+    source, zero = _source(expr, sources), np.zeros((), np.int32)
+    if operator(source) == "relax.subtract" and dtype_of(source.args[0]) == "int32":
+        found = number(source.args[1])
+        if found is None:
+            return None
+        source, zero = _source(source.args[0], sources), found
+    if operator(source) != "relax.astype" or dtype_of(source) != "int32":
+        return None
+    data = source.args[0]
+    return (data, zero) if dtype_of(data) in ("int8", "uint8") else None
+
+
+def centred_activation(expr: Any, sources: Sources) -> Activation | None:
+    """Return the codes behind int32 values, and their one zero point; the scale is 1."""
+    found = centred(expr, sources)
+    if found is None or found[1].size != 1 or number(found[0]) is not None:
+        return None
+    return Activation(found[0], 1.0, int(found[1].reshape(())))
+
+
+def centred_codes(expr: Any, sources: Sources) -> Array | None:
+    """Return constant weights less their zero points: int8 where that holds them, else int16."""
+    found = centred(expr, sources)
+    array = None if found is None else number(found[0])
+    if found is None or array is None:
+        return None
+    values = array.astype(np.int32) - found[1]
+    small = values.min() >= -128 and values.max() <= 127
+    return values.astype(np.int8 if small else np.int16)
+
+
 def bias(expr: Any, sources: Sources, channels: int) -> tuple[Array, Array] | None:
     """Return (int32 codes, scales) of a bias that was dequantized, per channel."""
     source = _source(expr, sources)

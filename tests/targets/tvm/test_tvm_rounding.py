@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from npuc.passes.round_to import function, round_to
+from npuc.passes.round_to import function, function_name, round_to
 from npuc.profile import FloatFormat
 
 Array = np.ndarray[Any, Any]
@@ -26,25 +26,30 @@ def awkward() -> Array:
 
 
 @pytest.mark.parametrize("fmt", [(8, 7), (6, 9), (5, 10), (4, 3), (8, 22), (2, 1)])
+@pytest.mark.parametrize("flush", [False, True])
 @pytest.mark.parametrize("cpu", ["native", "x86-64-v3"])
 def test_alone_and_after_a_kernel(
-    graph: Callable[..., Any], answer: Callable[..., Any], fmt: tuple[int, int], cpu: str
+    graph: Callable[..., Any],
+    answer: Callable[..., Any],
+    fmt: tuple[int, int],
+    cpu: str,
+    flush: bool,
 ) -> None:
     """Alone it is an operator of its own; behind a product it is the kernel's ending."""
     form = FloatFormat(*fmt)
     values = awkward()
     made = graph()
-    made.functions.append(ir.to_proto(function(form, 20)))
-    data = made.input(values.reshape(1, -1))
-    made.output(made.node(f"RoundTo_{form.name}", data, domain="ai.npuc"))
+    made.functions.append(ir.to_proto(function(form, 20, flush=flush)))
+    name, data = function_name(form, flush=flush), made.input(values.reshape(1, -1))
+    made.output(made.node(name, data, domain="ai.npuc"))
     column = made.input(values[np.isfinite(values)].reshape(-1, 1))
     product = made.node("MatMul", column, made.constant(np.ones((1, 17), np.float32)))
-    made.output(made.node(f"RoundTo_{form.name}", product, domain="ai.npuc"))
+    made.output(made.node(name, product, domain="ai.npuc"))
     results = answer(made, cpu=cpu)
     alone, after = results.got.values()
-    assert same(alone.reshape(-1), round_to(values, form))
+    assert same(alone.reshape(-1), round_to(values, form, flush=flush))
     # A product with 1 is exact but for the sign of zero: 0 + -0·1 is 0.
-    expected = round_to(values[np.isfinite(values)] + np.float32(0), form)
+    expected = round_to(values[np.isfinite(values)] + np.float32(0), form, flush=flush)
     assert same(after, np.broadcast_to(expected[:, None], after.shape))
     for got, onnx in zip(results.got.values(), results.expected.values(), strict=True):
         assert same(got, onnx)
