@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from npuc.passes.base import Pass
-    from npuc.profile import FloatFormat, Profile
+    from npuc.profile import FloatFormat, IntScheme, Profile
 
 
 def standard(dims: Mapping[str, int]) -> tuple[Pass, ...]:
@@ -42,16 +42,25 @@ def numerics(profile: Profile, precision: str, form: FloatFormat | None) -> tupl
 
     `form` is what the device stores floats in; None where that is float32, or nothing.
     """
+    from npuc.passes.integer_arithmetic import IntegerArithmetic
     from npuc.passes.round_floats import RoundFloats
     from npuc.passes.tflite_arithmetic import TfliteArithmetic
 
     scheme = profile.int_scheme
     passes: list[Pass] = []
+    if precision == "int8" and scheme is not None and not _as_written(scheme):
+        passes.append(IntegerArithmetic())
     if precision == "int8" and scheme is not None and scheme.elementwise == "tflite":
         passes.append(TfliteArithmetic())
     if form is not None:
         passes.append(RoundFloats(form))
     return tuple(passes)
+
+
+def _as_written(scheme: IntScheme) -> bool:
+    """Whether a device's products are what DequantizeLinear → product → QuantizeLinear says."""
+    plain = (scheme.accumulator_bits, scheme.overflow) == (32, "wrap")
+    return plain and scheme.requantize == "float32-even"
 
 
 def catalogue() -> Mapping[str, type[Pass]]:
@@ -61,6 +70,7 @@ def catalogue() -> Mapping[str, type[Pass]]:
     from npuc.passes.fix_shapes import FixShapes
     from npuc.passes.fold_batchnorm import FoldBatchNorm
     from npuc.passes.fold_constants import FoldConstants
+    from npuc.passes.integer_arithmetic import IntegerArithmetic
     from npuc.passes.lower_opset import LowerOpset
     from npuc.passes.quantize import Quantize
     from npuc.passes.round_floats import RoundFloats
@@ -73,6 +83,7 @@ def catalogue() -> Mapping[str, type[Pass]]:
         FixShapes,
         FoldBatchNorm,
         FoldConstants,
+        IntegerArithmetic,
         LowerOpset,
         Quantize,
         RoundFloats,
