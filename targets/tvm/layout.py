@@ -152,7 +152,7 @@ class Layout(Walk):
             scales = [number(a) for a in expr.args[1:3]]
             if all(s is not None and s.size == 1 for s in scales) and number(expr.args[0]) is None:
                 return self.emit(self.call(expr, [self.nhwc(expr.args[0]), *expr.args[1:]]))
-        if _centres(expr):
+        if expr is not None and _centres(expr):
             # The codes move, not the int32 values that the kernel never reads.
             return self.emit(self.call(expr, [self.nhwc(expr.args[0]), *expr.args[1:]]))
         shape = shape_of(var)

@@ -77,7 +77,7 @@ class Plan:
         self._skipped[key(var)] = key(other)
 
     def output(self, first: int = 1) -> Any:
-        """Declare the inputs of members from `first` on, and then the result: the last parameter."""
+        """Declare what members from `first` on read, and then the result: the last parameter."""
         for member in self.region.members[first:]:
             var, expr = self.items[member]
             if key(var) in self._skipped:
