@@ -18,6 +18,10 @@ from npuc.profile import FloatFormat, Profile
 from npuc.program import Refusal
 
 RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""What a matrix unit computes; the first two inputs are its factors."""
+HIDDEN_PRODUCTS = RECURRENT | {"Attention", "Einsum"}
+"""Operators that multiply matrices within: decompose them first."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,10 @@ class RoundFloats(Pass):
       requantize), through operators that move values and through adding a constant per channel
       (the bias); whatever else reads it, reads it rounded;
     - scales and zero points are never touched, nor is the bias of an integer operator.
+
+    Where a device rounds operands only (``float.rounds``), all of that is float32, and only what
+    enters Conv, ConvTranspose, Gemm and MatMul as a factor is rounded, unless it stands for codes.
+    Where its subnormals are "flushed" (``float.subnormals``), those become zeros of their sign.
 
     A recurrent operator is rounded at its outputs only, and values that are not float32 are left
     alone; both are listed as refusals. Raises `PassError` where a tensor's type is unknown.
@@ -58,12 +66,16 @@ class RoundFloats(Pass):
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         _require_types(model)
         scheme = profile.int_scheme
-        work = _Rounding(self.format, frozenset() if scheme is None else scheme.ops, model)
-        work.inputs()
-        work.graph(model.graph)
+        flush = profile.get("float.subnormals", "kept") == "flushed"
+        work = _Rounding(self.format, flush, frozenset() if scheme is None else scheme.ops, model)
+        if profile.rounds_operands_only:
+            work.operands(model.graph)
+        else:
+            work.inputs()
+            work.graph(model.graph)
         constants = work.round_constants()
         if work.calls:
-            fn = function(self.format, model.opset_imports[""])
+            fn = function(self.format, model.opset_imports[""], flush=flush)
             model.functions[fn.identifier()] = fn
             model.opset_imports[DOMAIN] = 1
         return Result(work.calls + constants, tuple(work.refusals))
@@ -72,6 +84,7 @@ class RoundFloats(Pass):
 @dataclass
 class _Rounding:
     format: FloatFormat
+    flush: bool
     integer_ops: frozenset[str]
     model: ir.Model
     calls: int = 0
@@ -99,12 +112,8 @@ class _Rounding:
     def graph(self, graph: ir.Graph) -> None:
         """Round one graph, whose outer values are done already."""
         for node in tuple(graph):
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.GRAPH:
-                    self.graph(attribute.as_graph())
-                elif attribute.type == ir.AttributeType.GRAPHS:
-                    for item in attribute.as_graphs():
-                        self.graph(item)
+            for body in _bodies(node):
+                self.graph(body)
             self._node(node)
         for value in tuple(graph.outputs):
             if _is_float(value) and _is_constant(value):
@@ -112,13 +121,31 @@ class _Rounding:
             elif self._holds(value) is not Held.FLOAT:
                 self._round_output(graph, value)
 
+    def operands(self, graph: ir.Graph) -> None:
+        """Round nothing in one graph but the factors of its products."""
+        for node in tuple(graph):
+            for body in _bodies(node):
+                self.operands(body)
+            data = _data(node)
+            held = self._held_after(node, [v for _, v in data])
+            if held is not Held.FLOAT:
+                self.held.update((v, held) for v in node.outputs if _is_float(v))
+            elif node.domain == "" and node.op_type in PRODUCTS:
+                for index, value in data:
+                    if index < 2 and _is_constant(value):
+                        self.constants[value].append((node, index))
+                    elif index < 2:
+                        node.replace_input_with(index, self._twin(value))
+            elif node.domain == "" and node.op_type in HIDDEN_PRODUCTS:
+                self.refusals.append(Refusal(label(node), "its inner products are not rounded"))
+
     def round_constants(self) -> int:
         """Round the constants that float operators read; return how many changed."""
         count = 0
         for value, uses in self.constants.items():
             assert value.const_value is not None
             old = value.const_value.numpy()
-            new = round_to(old, self.format)
+            new = round_to(old, self.format, flush=self.flush)
             if np.array_equal(old.view(np.uint32), new.view(np.uint32)):
                 continue
             count += 1
@@ -137,12 +164,7 @@ class _Rounding:
     def _node(self, node: ir.Node) -> None:
         if node.op_type == "QuantizeLinear" or node.domain == DOMAIN:
             return
-        skip = PARAMETERS.get(node.op_type, set())
-        data = [
-            (index, value)
-            for index, value in enumerate(node.inputs)
-            if value is not None and index not in skip and _is_float(value)
-        ]
+        data = _data(node)
         held = self._held_after(node, [v for _, v in data])
         if held is not Held.FLOAT:
             self.held.update((v, held) for v in node.outputs if _is_float(v))
@@ -205,7 +227,7 @@ class _Rounding:
         return self.twins[value]
 
     def _call(self, value: ir.Value, name: str | None) -> ir.Value:
-        node = ir.Node(DOMAIN, function_name(self.format), [value])
+        node = ir.Node(DOMAIN, function_name(self.format, flush=self.flush), [value])
         output = node.outputs[0]
         output.name = name or self._name(value, self.format.name)
         output.type, output.shape = value.type, value.shape
@@ -214,7 +236,8 @@ class _Rounding:
         if producer is not None and producer.graph is not None:
             producer.graph.insert_after(producer, node)
         else:
-            self.model.graph.insert_before(self.model.graph[0], node)
+            assert value.graph is not None
+            value.graph.insert_before(value.graph[0], node)
         self.calls += 1
         return output
 
@@ -234,6 +257,24 @@ class _Rounding:
         for value in node.outputs:
             if value.dtype is not None and value.dtype.is_floating_point() and not _is_float(value):
                 self.refusals.append(Refusal(name, f"gives {value.dtype.name}, not float32"))
+
+
+def _data(node: ir.Node) -> list[tuple[int, ir.Value]]:
+    """Return the float32 inputs a node works on, without its parameters, by index."""
+    skip = PARAMETERS.get(node.op_type, set())
+    return [
+        (index, value)
+        for index, value in enumerate(node.inputs)
+        if value is not None and index not in skip and _is_float(value)
+    ]
+
+
+def _bodies(node: ir.Node) -> Iterable[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
 
 
 def _has_body(node: ir.Node) -> bool:

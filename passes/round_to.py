@@ -3,6 +3,8 @@
 The format is IEEE-like: bias 2^(e-1) - 1, subnormals, round to nearest with ties to even, overflow
 to Inf decided on the rounded value, NaN and Inf pass, -0 stays. Those are npuc's assumptions
 where a device does not say otherwise; for e5m10 and e8m7 they are binary16 and bfloat16 exactly.
+With `flush`, what is below the format's smallest normal number before rounding becomes a zero of
+its sign; for e8m7 that is every subnormal float32, as FuriosaAI's host model of RNGD converts.
 """
 
 from typing import Any
@@ -20,9 +22,9 @@ DOMAIN = "ai.npuc"
 Array = np.ndarray[Any, Any]
 
 
-def function_name(fmt: FloatFormat) -> str:
-    """Return the operator's name, for example ``RoundTo_e8m7``."""
-    return f"RoundTo_{fmt.name}"
+def function_name(fmt: FloatFormat, *, flush: bool = False) -> str:
+    """Return the operator's name, for example ``RoundTo_e8m7`` or ``RoundTo_e8m7_flushed``."""
+    return f"RoundTo_{fmt.name}{'_flushed' if flush else ''}"
 
 
 def check(fmt: FloatFormat) -> None:
@@ -34,7 +36,7 @@ def check(fmt: FloatFormat) -> None:
         )
 
 
-def round_to(array: Array, fmt: FloatFormat) -> Array:
+def round_to(array: Array, fmt: FloatFormat, *, flush: bool = False) -> Array:
     """Round a float32 array of any shape to `fmt`; the result is float32."""
     check(fmt)
     bias = 2 ** (fmt.exponent - 1) - 1
@@ -43,12 +45,14 @@ def round_to(array: Array, fmt: FloatFormat) -> Array:
     exponent = np.frexp(x)[1] - 1
     step = np.maximum(exponent, 1 - bias) - fmt.mantissa
     rounded = np.ldexp(np.rint(np.ldexp(x, -step)), step)
+    if flush:
+        rounded = np.where(np.abs(x) < 2.0 ** (1 - bias), np.copysign(0.0, x), rounded)
     limit = (2 - 2.0**-fmt.mantissa) * 2.0**bias
     rounded = np.where(np.abs(rounded) > limit, np.copysign(np.inf, x), rounded)
     return np.where(np.isfinite(x), rounded, x).astype(np.float32)
 
 
-def function(fmt: FloatFormat, opset: int) -> ir.Function:
+def function(fmt: FloatFormat, opset: int, *, flush: bool = False) -> ir.Function:
     """Build the rounding as an ONNX function of float32, exact under any executor of doubles.
 
     Normal numbers use Veltkamp's splitting with C = 2^(52-m) + 1: g = C·x, g + (x - g). For a
@@ -59,9 +63,10 @@ def function(fmt: FloatFormat, opset: int) -> ir.Function:
     """
     check(fmt)
     m, bias = fmt.mantissa, 2 ** (fmt.exponent - 1) - 1
+    small = "zero" if flush else "on_grid"
     text = f"""
 <domain: "{DOMAIN}", opset_import: ["": {opset}]>
-{function_name(fmt)} (X) => (Y)
+{function_name(fmt, flush=flush)} (X) => (Y)
 {{
   splitter = Constant <value = double {{{2.0 ** (52 - m) + 1!r}}}> ()
   magic = Constant <value = double {{{1.5 * 2.0 ** (52 + 1 - bias - m)!r}}}> ()
@@ -84,7 +89,7 @@ def function(fmt: FloatFormat, opset: int) -> ir.Function:
   on_grid = Sub (shifted, magic)
 
   is_subnormal = Less (size, least_normal)
-  rounded = Where (is_subnormal, on_grid, normal)
+  rounded = Where (is_subnormal, {small}, normal)
 
   rounded_size = Abs (rounded)
   overflows = Less (greatest, rounded_size)

@@ -12,7 +12,7 @@ from npuc.errors import PassError
 from npuc.passes.base import run
 from npuc.passes.round_floats import RoundFloats
 from npuc.passes.round_to import DOMAIN, round_to
-from npuc.profile import FloatFormat, Profile
+from npuc.profile import Fact, FloatFormat, Profile
 from npuc.program import Program
 from npuc.runners import OnnxRunner
 
@@ -287,6 +287,111 @@ def test_rounding_twice_is_rounding_once() -> None:
     onnx.checker.check_model(ir.to_proto(twice.model), full_check=True)
     x = {"x": normal(2, 3)}
     assert np.array_equal(OnnxRunner(once)(x)["y"], OnnxRunner(twice)(x)["y"])
+
+
+def device(**facts: Any) -> Profile:
+    """Return a device by its facts, "__" standing for the dot of their names."""
+    values = {key.replace("__", "."): Fact(value, "A", "test") for key, value in facts.items()}
+    return Profile("test", "Test", values, {"test": "this test"})
+
+
+OPERANDS = {"float__formats": [[8, 7]], "float__rounds": "operands"}
+MATRIX = """
+matrix (float[1, 2, 4, 4] x) => (float[1, 4, 4] y, float[1, 2, 4, 4] e)
+<float[2, 2, 1, 1] w = {0.1, 0.2, 0.3, 0.4}, float[2] b = {0.7, 0.8}, float[1] k = {0.3},
+ int64[1] one = {1}>
+{
+  c = Conv (x, w, b)
+  e = Mul (c, k)
+  m = ReduceMax <keepdims = 0> (e, one)
+  t = Transpose <perm = [0, 2, 1]> (m)
+  y = MatMul (m, t)
+}
+"""
+
+
+def test_a_matrix_unit_rounds_its_factors_only() -> None:
+    """Inputs and weights of products are bfloat16; biases, results and the rest are float32."""
+    before = program(MATRIX)
+    after = run(before, [RoundFloats(BF16)], device(**OPERANDS))
+    onnx.checker.check_model(ir.to_proto(after.model), full_check=True)
+    assert sorted(calls(after)) == ["ReduceMax", "Transpose", "input"]
+    x = normal(1, 2, 4, 4)
+    w = r(np.array([[0.1, 0.2], [0.3, 0.4]], np.float32)).astype(float)
+    b, k = np.array([0.7, 0.8], np.float32).astype(float), np.float32(0.3).astype(float)
+    conv = np.einsum("oi,nihw->nohw", w, r(x).astype(float)) + b[:, None, None]
+    got = OnnxRunner(after)({"x": x})
+    # Two products of 8-bit significands are exact in float32; the bias and k round once each.
+    np.testing.assert_allclose(got["e"], conv * k, rtol=3 * 2.0**-24, atol=0)
+    assert not np.array_equal(got["e"], r(got["e"]))
+    m = got["e"].max(axis=1)
+    want = r(m).astype(float) @ r(m.transpose(0, 2, 1)).astype(float)
+    np.testing.assert_allclose(got["y"], want, rtol=4 * 2.0**-24, atol=1e-6)
+    again = run(after, [RoundFloats(BF16)], device(**OPERANDS))
+    assert np.array_equal(OnnxRunner(again)({"x": x})["y"], got["y"])
+
+
+def test_codes_are_no_rounded_factors() -> None:
+    """An integer product takes codes as they are; a float one gets them rounded."""
+    whole = {
+        "int8__ops": ["Conv"],
+        "int8__weight_range": [-127, 127],
+        "int8__weight_per_channel": True,
+        "int8__activation_range": [-128, 127],
+        "int8__activation_symmetric": True,
+    }
+    after = run(program(INTEGER), [RoundFloats(BF16)], device(**OPERANDS, **whole))
+    assert calls(after) == []
+    assert after.steps[-1].changes == 0
+    floats = run(program(INTEGER), [RoundFloats(BF16)], device(**OPERANDS))
+    assert calls(floats) == ["DequantizeLinear"] * 3  # x, the shared weight, the second input
+
+
+def test_products_in_a_loop_are_rounded_inside() -> None:
+    """What a body gets as its own input is rounded in the body."""
+    text = """
+loop (float[2, 2] x, int64 n, bool go) => (float[2, 2] y)
+<float[2, 2] w = {0.1, 0.2, 0.3, 0.4}>
+{
+  y = Loop (n, go, x) <body = step (int64 i, bool c, float[2, 2] s) => (bool d, float[2, 2] p)
+    { d = Identity (c)  p = MatMul (s, w) }>
+}
+"""
+    after = run(program(text), [RoundFloats(BF16)], device(**OPERANDS))
+    onnx.checker.check_model(ir.to_proto(after.model), full_check=True)
+    x, w = normal(2, 2), r(np.array([[0.1, 0.2], [0.3, 0.4]], np.float32))
+    want = x
+    for _ in range(3):
+        want = r(want) @ w
+    got = OnnxRunner(after)({"x": x, "n": np.array(3), "go": np.array(True)})["y"]
+    np.testing.assert_allclose(got, want, rtol=2.0**-23, atol=0)
+
+
+def test_products_within_operators_are_said() -> None:
+    """A recurrent operator's products are not reached: that is reported."""
+    text = """
+rnn (float[2, 1, 3] x) => (float[2, 1, 1, 2] y)
+<float[1, 2, 3] w = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6}, float[1, 2, 2] u = {0.1, 0.2, 0.3, 0.4}>
+{ y = RNN <hidden_size = 2> (x, w, u) }
+"""
+    after = run(program(text), [RoundFloats(BF16)], device(**OPERANDS))
+    assert ["inner products" in refusal.reason for refusal in after.steps[-1].refusals] == [True]
+
+
+@pytest.mark.parametrize("subnormals", ["kept", "flushed"])
+def test_a_device_may_flush_subnormals(subnormals: str) -> None:
+    """The profile's fact names the operator, and constants are flushed like results."""
+    profile = device(float__formats=[[8, 7]], float__subnormals=subnormals)
+    text = """
+tiny (float[2] x) => (float[2] y)
+<float[2] k = {1e-39, 1.0}>
+{ y = Add (x, k) }
+"""
+    after = run(program(text), [RoundFloats(BF16)], profile)
+    suffix = "_flushed" if subnormals == "flushed" else ""
+    assert {n.op_type for n in after.model.graph if n.domain == DOMAIN} == {f"RoundTo_e8m7{suffix}"}
+    got = OnnxRunner(after)({"x": np.array([0, -1e-39], np.float32)})["y"]
+    assert (got[0] == 0) == (subnormals == "flushed") and got[1] == 1
 
 
 def test_without_an_integer_scheme_everything_is_float() -> None:

@@ -21,11 +21,13 @@ BF16, CF16, HALF = FloatFormat(8, 7), FloatFormat(6, 9), FloatFormat(5, 10)
 FORMATS = [BF16, CF16, FloatFormat(7, 8), HALF, FloatFormat(5, 2), FloatFormat(2, 1)]
 
 
-def scalar(x: float, fmt: FloatFormat) -> float:
+def scalar(x: float, fmt: FloatFormat, *, flush: bool = False) -> float:
     """Round one float32 by the definition, in exact rational arithmetic."""
     if x != x or x in (float("inf"), float("-inf")) or x == 0:
         return x
     value, bias = abs(Fraction(x)), 2 ** (fmt.exponent - 1) - 1
+    if flush and value < Fraction(2) ** (1 - bias):
+        return float(np.copysign(0.0, x))
     exponent = 1 - bias
     while Fraction(2) ** (exponent + 1) <= value:
         exponent += 1
@@ -39,14 +41,16 @@ def scalar(x: float, fmt: FloatFormat) -> float:
     return float(np.copysign(magnitude, x))
 
 
-def runner(fmt: FloatFormat) -> OnnxRunner:
+def runner(fmt: FloatFormat, *, flush: bool = False) -> OnnxRunner:
     """Return the ONNX function alone as a program over a vector of any length."""
     x = ir.val("x", ir.DataType.FLOAT, ["n"])
-    node = ir.node(function_name(fmt), [x], domain=DOMAIN)
+    node = ir.node(function_name(fmt, flush=flush), [x], domain=DOMAIN)
     node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "y", x.type, x.shape
     graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 20, DOMAIN: 1})
     return OnnxRunner(
-        Program.from_model(ir.Model(graph, ir_version=10, functions=[function(fmt, 20)]))
+        Program.from_model(
+            ir.Model(graph, ir_version=10, functions=[function(fmt, 20, flush=flush)])
+        )
     )
 
 
@@ -68,13 +72,14 @@ def awkward(fmt: FloatFormat) -> Array:
     return np.concatenate([patterns, patterns | np.uint32(1 << 31)]).view(np.float32)
 
 
+@pytest.mark.parametrize("flush", [False, True])
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
-def test_every_exponent_against_the_definition(fmt: FloatFormat) -> None:
+def test_every_exponent_against_the_definition(fmt: FloatFormat, flush: bool) -> None:
     """Ties, neighbours, subnormals, the overflow limit, Inf, NaN and -0, at all 256 exponents."""
     x = awkward(fmt)
-    want = np.array([scalar(float(v), fmt) for v in x], np.float32)
-    assert np.array_equal(bits(round_to(x, fmt)), bits(want))
-    assert np.array_equal(bits(runner(fmt)({"x": x})["y"]), bits(want))
+    want = np.array([scalar(float(v), fmt, flush=flush) for v in x], np.float32)
+    assert np.array_equal(bits(round_to(x, fmt, flush=flush)), bits(want))
+    assert np.array_equal(bits(runner(fmt, flush=flush)({"x": x})["y"]), bits(want))
 
 
 @pytest.mark.parametrize("fmt", [BF16, CF16], ids=lambda f: f.name)
@@ -100,6 +105,34 @@ def test_e8m7_is_bfloat16() -> None:
     want = torch.from_numpy(x.copy()).to(torch.bfloat16).float().numpy()
     assert np.array_equal(bits(round_to(x, BF16)), bits(want))
     assert np.array_equal(bits(runner(BF16)({"x": x})["y"]), bits(want))
+
+
+def test_flushed_bfloat16_keeps_no_subnormal() -> None:
+    """Every upper half of float32, its neighbours and ties, against integers alone.
+
+    A float32 subnormal becomes a zero of its sign even where rounding alone would carry it into
+    the smallest normal number; nothing else changes.
+    """
+    tops = np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)
+    raw = np.concatenate([tops | np.uint32(d) for d in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)])
+    sign, size = raw & np.uint32(1 << 31), raw & np.uint32((1 << 31) - 1)
+    odd = (size >> np.uint32(16)) & np.uint32(1)
+    want = (size + np.uint32(0x7FFF) + odd) >> np.uint32(16) << np.uint32(16)
+    want = np.where(size < np.uint32(1 << 23), np.uint32(0), want)
+    want = np.where(size > np.uint32(0x7F800000), np.uint32(0x7FC00000), want | sign)
+    x = raw.view(np.float32)
+    assert np.array_equal(bits(round_to(x, BF16, flush=True)), want)
+    assert np.array_equal(bits(runner(BF16, flush=True)({"x": x})["y"]), want)
+    largest = np.array([0x007FFFFF, 0x807FFFFF], np.uint32).view(np.float32)
+    assert bits(round_to(largest, BF16)).tolist() == [0x00800000, 0x80800000]
+    assert bits(round_to(largest, BF16, flush=True)).tolist() == [0, 0x80000000]
+
+
+def test_variants_have_names_of_their_own() -> None:
+    """Two variants can live in one model."""
+    assert function_name(BF16) == "RoundTo_e8m7"
+    assert function_name(BF16, flush=True) == "RoundTo_e8m7_flushed"
+    assert function(BF16, 20, flush=True).name == "RoundTo_e8m7_flushed"
 
 
 def test_e5m10_is_binary16() -> None:
