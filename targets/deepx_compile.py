@@ -11,21 +11,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
-
 
 def main(folder: Path) -> None:
     """Read the kit in `folder`, write model.dxnn there."""
     request = json.loads((folder / "request.json").read_text())
     import dx_com  # pyright: ignore[reportMissingImports]
 
-    calls = Calls(folder, request["inputs"], request["calls"])
     dx_com.compile(
         model=str(folder / "model.onnx"),
         output_dir=str(folder),
-        dataloader=DataLoader(calls, batch_size=1, shuffle=False),
+        dataloader=loader(folder, request["inputs"], request["calls"]),
         calibration_method=request["settings"]["method"],
         calibration_num=request["calls"],
         opt_level=request["settings"]["opt_level"],
@@ -33,27 +28,27 @@ def main(folder: Path) -> None:
     print(f"model.dxnn: dx-com {getattr(dx_com, '__version__', 'of unknown version')}")
 
 
-class Calls(Dataset[Any]):
-    """The calibration calls as dx-com wants them: without the batch axis, which is 1.
+def loader(folder: Path, inputs: list[dict[str, Any]], count: int) -> Any:
+    """Return the calibration calls as dx-com wants them: a loader of batch 1.
 
-    One input is a tensor, several are a dict by input name.
+    Items have no batch axis, which is 1. One input is a tensor, several are a dict by input name.
     """
+    import numpy as np
+    import torch
+    from torch.utils.data import DataLoader, Dataset
 
-    def __init__(self, folder: Path, inputs: list[dict[str, Any]], count: int) -> None:
-        self._folders = {port["name"]: folder / port["folder"] for port in inputs}
-        self._count = count
+    class Calls(Dataset[Any]):
+        def __len__(self) -> int:
+            return count
 
-    def __len__(self) -> int:
-        return self._count
+        def __getitem__(self, number: int) -> Any:
+            call = {}
+            for port in inputs:
+                array = np.load(folder / port["folder"] / f"{number:04}.npy", allow_pickle=False)
+                call[port["name"]] = torch.from_numpy(array[0])
+            return call if len(call) > 1 else next(iter(call.values()))
 
-    def __getitem__(self, number: int) -> Any:
-        if not 0 <= number < self._count:
-            raise IndexError(number)
-        call = {
-            name: torch.from_numpy(np.load(folder / f"{number:04}.npy", allow_pickle=False)[0])
-            for name, folder in self._folders.items()
-        }
-        return call if len(call) > 1 else next(iter(call.values()))
+    return DataLoader(Calls(), batch_size=1, shuffle=False)
 
 
 if __name__ == "__main__":

@@ -96,6 +96,9 @@ def program(
         )
     match = re.search(r"\d+(\.\d+)+", text)
     version = match.group() if match else ""
+    if versions and not version:
+        # Any command may have that name: one that cannot say its version is not the tool.
+        return Found(Toolchain(name, "", f"{where} {ask} states no version", remedy))
     if fault := _wrong(version, versions):
         return Found(Toolchain(name, version, f"{where} is {fault}", remedy))
     return Found(Toolchain(name, version or UNKNOWN), command)

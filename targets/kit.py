@@ -43,8 +43,10 @@ def onnx_model(program: Program, metadata: Mapping[str, str] | None = None) -> d
     bare = program.clone()
     model = bare.model
     ir.external_data.load_to_model(model)
-    for part in (model, model.graph, *model.functions.values()):
-        part.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for function in model.functions.values():
+        function.metadata_props.clear()
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None

@@ -40,7 +40,7 @@ def main(folder: Path) -> None:
 def calibration(folder: Path, inputs: list[dict[str, Any]], calls: int) -> Path:
     """Return the folder of a single input's arrays, or write calib.json, which pairs several."""
     if len(inputs) == 1:
-        return folder / inputs[0]["folder"]
+        return folder / str(inputs[0]["folder"])
     content = {
         "info": {
             "input names": [port["name"] for port in inputs],
