@@ -95,11 +95,15 @@ def _same(node: ir.Node, kernel: Sequence[int]) -> Value:
     sizes, strides, dilations = _spatial(operand(node, 0)), _stride(node), _dilation(node)
     if sizes is None or not isinstance(strides, tuple) or not isinstance(dilations, tuple):
         return UNKNOWN
+    extra = _output_padding(node) or (0,) * len(kernel)
+    assert isinstance(extra, tuple)
     halves = []
-    for size, k, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
+    for size, k, stride, dilation, more in zip(
+        sizes, kernel, strides, dilations, extra, strict=True
+    ):
         reach = (k - 1) * dilation + 1
         if node.op_type == "ConvTranspose":
-            total = max(reach - stride, 0)
+            total = max(reach - stride + more, 0)
         else:
             total = max((math.ceil(size / stride) - 1) * stride + reach - size, 0)
         halves.append((total // 2, total - total // 2))
