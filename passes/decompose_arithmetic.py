@@ -206,14 +206,20 @@ def blend(node: ir.Node, w: Writer) -> ir.Value:
             continue
         seen = np.broadcast_shapes(seen, dims)
         result = term if result is None else w.op("Add", result, term)
-    if result is None or seen != shape_of(node.outputs[0]):
-        raise Unfit("the branch that is never chosen gives it its shape")
-    return result
+    if result is None:
+        raise Unfit("it has no elements")
+    wanted = shape_of(node.outputs[0])
+    if seen == wanted:
+        return result
+    zeros = np.zeros(wanted, a.dtype.numpy() if a.dtype else np.float32)
+    return w.op("Add", result, w.constant("shape", _small(zeros)))
 
 
 def weighed(node: ir.Node, w: Writer) -> ir.Value:
-    """Where(c, a, b) = Cast(c)·(a - b) + b, … = a·m + b·(1 - m), m = Cast(c), for finite a, b"""
+    """Where(c, a, b) = a·m + b·(1 - m), m = Cast(c), for finite a, b"""
     a, b = floats(node, 1), floats(node, 2)
+    if constant(given(node, 0)) is not None:
+        raise Unfit("its condition is a constant")
     for value in (a, b):
         array = constant(value)
         if array is not None and not np.isfinite(array).all():

@@ -1,5 +1,6 @@
 """Operators that move data: reshapes, cuts, copies and the shuffles of pixels."""
 
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -50,27 +51,34 @@ def parts(node: ir.Node, w: Writer) -> ir.Value:
     for axis, (start, length, step) in _range(node, dims).items():
         if step != 1:
             raise Unfit(f"it takes every {step}th element")
-        sizes = [start, length, dims[axis] - start - length]
-        index = sum(s > 0 for s in sizes[:1])
-        x = w.cut(x, [s for s in sizes if s], axis)[index]
+        x = _piece(x, axis, start, length, dims[axis], True, w)
     return x
 
 
-def strided(node: ir.Node, w: Writer) -> ir.Value:
-    """Slice(x, step n) = Reshape[…, size/n, n, …] → Slice → Reshape, where n divides the size"""
+def strided(node: ir.Node, w: Writer, cut: bool) -> ir.Value:
+    """Slice(x, step n) = Reshape[…, size/n, n, …] → Slice or Split → Reshape"""
     x = needed(node)
+    dims = list(shape_of(x))
     for axis, (start, length, step) in _range(node, shape_of(x)).items():
-        dims = shape_of(x) if x.shape is not None else ()
         if step == 1:
-            x = w.slice(x, axis, start, start + length)
-        elif step > 1 and dims and dims[axis] % step == 0 and length == dims[axis] // step:
+            x = _piece(x, axis, start, length, dims[axis], cut, w)
+        elif step > 1 and dims[axis] % step == 0 and length == dims[axis] // step:
             tall = w.reshape(x, [*dims[:axis], length, step, *dims[axis + 1 :]])
-            x = w.slice(tall, axis + 1, start, start + 1)
-            x = w.reshape(x, [*dims[:axis], length, *dims[axis + 1 :]])
+            one = _piece(tall, axis + 1, start, 1, step, cut, w)
+            x = w.reshape(one, [*dims[:axis], length, *dims[axis + 1 :]])
         else:
             raise Unfit(f"step {step} does not divide its axis into whole rows")
-        x.shape = ir.Shape([*dims[:axis], length, *dims[axis + 1 :]])
+        dims[axis] = length
     return x
+
+
+def _piece(
+    x: ir.Value, axis: int, start: int, length: int, size: int, cut: bool, w: Writer
+) -> ir.Value:
+    if not cut:
+        return w.slice(x, axis, start, start + length)
+    sizes = [start, length, size - start - length]
+    return w.cut(x, [s for s in sizes if s], axis)[int(start > 0)]
 
 
 def picked(node: ir.Node, w: Writer) -> ir.Value:
@@ -228,7 +236,7 @@ FORMS: Forms = {
     "Squeeze": (reshape,),
     "Unsqueeze": (reshape,),
     "Split": (slices,),
-    "Slice": (parts, strided),
+    "Slice": (parts, partial(strided, cut=False), partial(strided, cut=True)),
     "Gather": (picked, selection),
     "Expand": (tiled, copies),
     "Tile": (copies,),
