@@ -33,8 +33,20 @@ def standard(dims: Mapping[str, int]) -> tuple[Pass, ...]:
 
 
 def legalise(profile: Profile) -> tuple[Pass, ...]:
-    """Return the passes that rewrite what a device does not have, chosen by its facts."""
-    return ()
+    """Return the passes that rewrite what a device does not have, chosen by its facts.
+
+    A fact that is not public asks for nothing.
+    """
+    from npuc.passes.decompose import Decompose
+    from npuc.passes.decompose_rnn import DecomposeRnn
+
+    supported = profile.supported
+    passes: list[Pass] = []
+    if supported is not None and not supported >= {"GRU", "LSTM", "RNN"}:
+        passes.append(DecomposeRnn())  # first: what it emits has to be legal too
+    if supported is not None or profile.limits or profile.opset_max is not None:
+        passes.append(Decompose())
+    return tuple(passes)
 
 
 def numerics(profile: Profile, precision: str, form: FloatFormat | None) -> tuple[Pass, ...]:
@@ -65,6 +77,7 @@ def _as_written(scheme: IntScheme) -> bool:
 
 def catalogue() -> Mapping[str, type[Pass]]:
     """Return every pass npuc has by name, in alphabetical order."""
+    from npuc.passes.decompose import Decompose
     from npuc.passes.decompose_rnn import DecomposeRnn
     from npuc.passes.drop_unused import DropUnused
     from npuc.passes.fix_shapes import FixShapes
@@ -78,6 +91,7 @@ def catalogue() -> Mapping[str, type[Pass]]:
     from npuc.passes.tflite_arithmetic import TfliteArithmetic
 
     every: tuple[type[Pass], ...] = (
+        Decompose,
         DecomposeRnn,
         DropUnused,
         FixShapes,
