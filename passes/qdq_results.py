@@ -1,7 +1,9 @@
 """Where the result of a node is coded: after what belongs to it, and through what only moves it."""
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from npuc.passes.graphs import constant, label
@@ -9,6 +11,7 @@ from npuc.passes.held import moves
 from npuc.profile import IntScheme
 from npuc.program import Refusal
 
+Array = np.ndarray[Any, Any]
 _PASSES_ON = frozenset(
     {
         "CenterCropPad",
@@ -102,7 +105,7 @@ def results(node: ir.Node, scheme: IntScheme) -> Iterator[ir.Value]:
         return
     last = (node, *tail(node, scheme))[-1]
     for value in last.outputs:
-        if value.dtype == ir.DataType.FLOAT and (value.uses() or value.is_graph_output()):
+        if _is_read(value):
             yield value
 
 
@@ -118,7 +121,7 @@ def left_in_float(model: ir.Model, scheme: IntScheme) -> tuple[Refusal, ...]:
         and node.op_type not in ("QuantizeLinear", "DequantizeLinear", "Constant")
         and node not in known
         and not carries(node)
-        and any(v.dtype == ir.DataType.FLOAT and v.uses() for v in node.outputs)
+        and any(_is_read(value) for value in node.outputs)
     )
 
 
@@ -138,7 +141,7 @@ def bias_of(node: ir.Node, product: ir.Value) -> ir.Value | None:
 def _is_bias(node: ir.Node, reader: ir.Node) -> bool:
     if node.op_type != "MatMul" or reader.op_type != "Add":
         return False
-    weight, bias = constant(node.inputs[1]), constant(bias_of(reader, node.outputs[0]))
+    weight, bias = _stored(node.inputs[1]), constant(bias_of(reader, node.outputs[0]))
     if weight is None or bias is None or weight.ndim < 2 or not bias.ndim:
         return False
     return bias.size == bias.shape[-1] == weight.shape[-1] and bias.ndim <= weight.ndim
@@ -146,3 +149,15 @@ def _is_bias(node: ir.Node, reader: ir.Node) -> bool:
 
 def _is_clamp(node: ir.Node) -> bool:
     return all(v is None or constant(v) is not None for v in node.inputs[1:])
+
+
+def _stored(value: ir.Value | None) -> Array | None:
+    """Return a constant, or the codes of one that is dequantized."""
+    producer = None if value is None else value.producer()
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        value = producer.inputs[0]
+    return constant(value)
+
+
+def _is_read(value: ir.Value) -> bool:
+    return value.dtype == ir.DataType.FLOAT and bool(value.uses() or value.is_graph_output())

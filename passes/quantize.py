@@ -17,6 +17,10 @@ from npuc.passes.qdq_sites import Site, coded, fixed_origin, sites
 from npuc.profile import IntScheme, Profile
 from npuc.program import Refusal
 
+SOFTMAX_SPAN = 20.0
+"""How far below the largest input of a Softmax codes must reach: e⁻²⁰ is 2·10⁻⁹, and its outputs
+have 8 bits. Without a bound, a mask of -10⁹ would take all codes for itself."""
+
 
 @dataclass(frozen=True)
 class Quantize(Pass):
@@ -32,8 +36,9 @@ class Quantize(Pass):
     before. What only moves values keeps their scale. Operators that stay in float are listed.
 
     Refuses a node: in a control-flow body or function; with a weight that is not a constant; with
-    an input that is not float32; without a calibrated range, or with one that is only zero; named
-    in `skip`. A bias that cannot be coded per channel stays in float and is reported.
+    an input that is not float32; without a calibrated range, or with one that is only zero; whose
+    summands differ so much that codes of one cannot show the other (a mask of -10⁹); named in
+    `skip`. A bias that cannot be coded per channel stays in float and is reported.
     Raises `PassError` for NaN or Inf in a range or weight, or where no tensor has a range.
     """
 
@@ -88,7 +93,7 @@ class Quantize(Pass):
             assert value is not None  # sites() lists only inputs that are there
             if reason := self._choose(value, editor):
                 return reason
-        return ""
+        return _swamped(site, editor)
 
     def _choose(self, value: ir.Value, editor: Editor) -> str:
         """Choose the coding of one value; returns why there is none."""
@@ -101,9 +106,28 @@ class Quantize(Pass):
         elif tuple(self.ranges[name]) == (0, 0):
             return f"tensor {name!r} was always zero on the calibration samples"
         else:
-            affine = codes.activation(*self.ranges[name], scheme)
+            low, high = self.ranges[name]
+            if all(node.op_type == "Softmax" for node in value.consumers()):
+                low = max(low, high - SOFTMAX_SPAN)
+            affine = codes.activation(low, high, scheme)
         editor.affine[value.name or ""] = affine
         return ""
+
+
+def _swamped(site: Site, editor: Editor) -> str:
+    """Say so where all codes of one summand are worth less than half a step of another."""
+    names = [v.name or "" for v in (site.node.inputs[i] for i in site.activations) if v is not None]
+    if site.node.op_type not in ("Add", "Sub") or not names:
+        return ""
+    coarse, fine = (f(names, key=lambda n: float(editor.affine[n].scale)) for f in (max, min))
+    low, high = editor.scheme.activation_range
+    step, span = float(editor.affine[coarse].scale), float(editor.affine[fine].scale) * (high - low)
+    if span >= step / 2:
+        return ""
+    return (
+        f"one step of {coarse!r} is {step:.3g}, all codes of {fine!r} are worth {span:.3g}: "
+        "their sum is computed in float"
+    )
 
 
 def _check_types(model: ir.Model, scheme: IntScheme) -> None:
