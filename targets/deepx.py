@@ -8,7 +8,7 @@ from typing import Any
 from npuc.errors import ArtifactError
 from npuc.profile import Profile
 from npuc.program import Program
-from npuc.targets import kit
+from npuc.targets import kit as kits
 from npuc.targets.base import Built, Handover, LowerOptions, Toolchain
 from npuc.targets.foreign import Package
 from npuc.targets.npu import Npu
@@ -56,33 +56,33 @@ class DxCom:
     def kit(self, job: Handover, profile: Profile) -> dict[str, bytes]:
         """Return the float model, its calibration data, the script, and a config for images."""
         program, calls = job.program, len(job.calibration)
-        files = kit.onnx_model(program) | kit.calibration(job.calibration) | SCRIPT.files()
-        files[kit.REQUEST] = kit.request(program, calls, _settings())
+        files = kits.onnx_model(program) | kits.calibration(job.calibration) | SCRIPT.files()
+        files[kits.REQUEST] = kits.request(program, calls, _settings())
         parts = [SCRIPT.how(profile.name), _WHAT]
         if _takes_images(program):
             files[CONFIG] = _config(program, calls)
             parts.append(_IMAGES)
         if fault := self.lacks(files):
             parts.append(f"This kit cannot be compiled as it is: {fault}.")
-        files[kit.README] = kit.readme(profile, parts)
+        files[kits.README] = kits.readme(profile, parts)
         return files
 
-    def lacks(self, kit_files: Mapping[str, bytes]) -> str:
+    def lacks(self, kit: Mapping[str, bytes]) -> str:
         """Say what is missing, and which inputs dx-com's documentation rules out."""
-        if missing := kit.lacks(kit_files):
+        if missing := kits.lacks(kit):
             return missing
         faults = [
             f"input {port['name']} is {'x'.join(map(str, port['shape']))} {port['dtype']}"
-            for port in kit.asked(kit_files[kit.REQUEST])["inputs"]
+            for port in kits.asked(kit[kits.REQUEST])["inputs"]
             if port["shape"][:1] != [1] or port["dtype"] != "float32"
         ]
         return f"{', '.join(faults)}; it takes batch 1 and float32 only" if faults else ""
 
     def build(self, folder: Path, profile: Profile, options: LowerOptions) -> Built:
         """Compile ``model.onnx`` into ``model.dxnn``; raises `ToolchainError`."""
-        method = kit.asked((folder / kit.REQUEST).read_bytes())["settings"].get("method")
+        method = kits.asked((folder / kits.REQUEST).read_bytes())["settings"].get("method")
         if method not in METHODS:
-            raise ArtifactError(f"{kit.REQUEST} is damaged: calibration method {method!r}")
+            raise ArtifactError(f"{kits.REQUEST} is damaged: calibration method {method!r}")
         return SCRIPT.build(folder, _settings(method), profile.title, options.timeout)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from npuc.errors import ToolchainError, UsageError
 from npuc.profile import Profile
-from npuc.targets import foreign, kit, vendor
+from npuc.targets import foreign, vendor
+from npuc.targets import kit as kits
 from npuc.targets.base import Built, Handover, LowerOptions, Toolchain
 from npuc.targets.foreign import Found
 from npuc.targets.npu import Npu
@@ -49,19 +50,19 @@ class FuriosaCompiler:
         codes = tuple(profile.get("int8.activation_range", (-128, 127)))
         values = furiosa_ranges.ranges(job.program, job.quantized, job.calibration, codes)
         metadata = {furiosa_ranges.KEY: furiosa_ranges.yaml(values)} if values else {}
-        files = kit.onnx_model(job.program, metadata)
-        files[kit.REQUEST] = kit.request(job.program, 0, {"ranges": len(values)})
+        files = kits.onnx_model(job.program, metadata)
+        files[kits.REQUEST] = kits.request(job.program, 0, {"ranges": len(values)})
         parts = [_how(profile, _npu(profile)), _RANGES]
         if fault := self.lacks(files):
             parts.append(f"This kit cannot be compiled as it is: {fault}.")
-        files[kit.README] = kit.readme(profile, parts)
+        files[kits.README] = kits.readme(profile, parts)
         return files
 
-    def lacks(self, kit_files: Mapping[str, bytes]) -> str:
+    def lacks(self, kit: Mapping[str, bytes]) -> str:
         """Say what of the model and its ranges is missing."""
-        if missing := kit.lacks(kit_files, calibrated=False):
+        if missing := kits.lacks(kit, calibrated=False):
             return missing
-        if not kit.asked(kit_files[kit.REQUEST])["settings"].get("ranges"):
+        if not kits.asked(kit[kits.REQUEST])["settings"].get("ranges"):
             return "no calibrated ranges: compile with --precision int8, or give --calibration"
         return ""
 
@@ -70,18 +71,18 @@ class FuriosaCompiler:
         found, npu, binary = self._found(), _npu(profile), folder / BINARY
         if found.toolchain.missing:
             raise ToolchainError(f"{self.name} cannot run: {found.toolchain.missing}", hint=REMEDY)
-        settings = kit.asked((folder / kit.REQUEST).read_bytes())["settings"]
-        request = kit.settled(folder, {"ranges": settings.get("ranges")})
+        settings = kits.asked((folder / kits.REQUEST).read_bytes())["settings"]
+        request = kits.settled(folder, {"ranges": settings.get("ranges")})
         log = vendor.run(
             self.name,
-            [*found.command, str(folder / kit.MODEL), "-o", str(binary), "--target-npu", npu],
+            [*found.command, str(folder / kits.MODEL), "-o", str(binary), "--target-npu", npu],
             produces=binary,
             timeout=options.timeout,
             env=CACHE,
         )
         version = found.toolchain.version
         return Built(
-            files={BINARY: binary.read_bytes(), kit.LOG: log, kit.REQUEST: request},
+            files={BINARY: binary.read_bytes(), kits.LOG: log, kits.REQUEST: request},
             said=f"{self.name} {version} compiled {BINARY} for {npu}; not run",
             version=version,
         )

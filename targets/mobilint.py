@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from npuc.profile import Profile
-from npuc.targets import kit
+from npuc.targets import kit as kits
 from npuc.targets.base import Built, Handover, LowerOptions, Toolchain
 from npuc.targets.foreign import Package
 from npuc.targets.npu import Npu
@@ -58,21 +58,21 @@ class QbCompiler:
 
     def kit(self, job: Handover, profile: Profile) -> dict[str, bytes]:
         """Return the float model, its calibration data in Mobilint's layout, and the script."""
-        files = kit.onnx_model(job.program) | SCRIPT.files()
-        files |= kit.calibration(job.calibration, channels_last)
+        files = kits.onnx_model(job.program) | SCRIPT.files()
+        files |= kits.calibration(job.calibration, channels_last)
         settings = self._settings()
-        files[kit.REQUEST] = kit.request(job.program, len(job.calibration), settings)
+        files[kits.REQUEST] = kits.request(job.program, len(job.calibration), settings)
         parts = [SCRIPT.how(profile.name), _WHAT]
         if fault := self.lacks(files):
             parts.append(f"This kit cannot be compiled as it is: {fault}.")
-        files[kit.README] = kit.readme(profile, parts)
+        files[kits.README] = kits.readme(profile, parts)
         return files
 
-    def lacks(self, kit_files: Mapping[str, bytes]) -> str:
+    def lacks(self, kit: Mapping[str, bytes]) -> str:
         """Say what is missing, and which images are not single ones."""
-        if missing := kit.lacks(kit_files):
+        if missing := kits.lacks(kit):
             return missing
-        ports = kit.asked(kit_files[kit.REQUEST])["inputs"]
+        ports = kits.asked(kit[kits.REQUEST])["inputs"]
         wide = [p["name"] for p in ports if len(p["shape"]) == 4 and p["shape"][0] != 1]
         return f"input {', '.join(wide)}: it takes images one by one, batch 1" if wide else ""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from npuc.profile import Profile
 from npuc.program import Program
-from npuc.targets import kit
+from npuc.targets import kit as kits
 from npuc.targets.base import Built, Handover, LowerOptions, Toolchain
 from npuc.targets.foreign import Package
 from npuc.targets.npu import Npu
@@ -48,33 +48,33 @@ class Rknn:
         """Return the float model and the script; for int8 the calibration data and its list."""
         int8 = job.precision == "int8"
         calls = job.calibration if int8 else ()
-        files = kit.onnx_model(job.program) | SCRIPT.files() | kit.calibration(calls)
+        files = kits.onnx_model(job.program) | SCRIPT.files() | kits.calibration(calls)
         settings = _settings(profile, int8)
-        files[kit.REQUEST] = kit.request(job.program, len(calls), settings)
+        files[kits.REQUEST] = kits.request(job.program, len(calls), settings)
         if int8:
             files[DATASET] = _dataset(job.program, len(calls))
         parts = [SCRIPT.how(profile.name), _WHAT, _INT8 if int8 else _FLOAT]
         if fault := self.lacks(files):
             parts.append(f"This kit cannot be compiled as it is: {fault}.")
-        files[kit.README] = kit.readme(profile, parts)
+        files[kits.README] = kits.readme(profile, parts)
         return files
 
-    def lacks(self, kit_files: Mapping[str, bytes]) -> str:
+    def lacks(self, kit: Mapping[str, bytes]) -> str:
         """Say what is missing; float models need no calibration."""
-        if missing := kit.lacks(kit_files, calibrated=False):
+        if missing := kits.lacks(kit, calibrated=False):
             return missing
-        if not kit.asked(kit_files[kit.REQUEST])["settings"].get("quantize"):
+        if not kits.asked(kit[kits.REQUEST])["settings"].get("quantize"):
             return ""
-        return kit.lacks(kit_files) or ("" if DATASET in kit_files else f"{DATASET} missing")
+        return kits.lacks(kit) or ("" if DATASET in kit else f"{DATASET} missing")
 
     def build(self, folder: Path, profile: Profile, options: LowerOptions) -> Built:
         """Compile ``model.onnx`` into ``model.rknn``; raises `ToolchainError`."""
         from npuc.onnx_file import read_onnx
 
-        wanted = kit.asked((folder / kit.REQUEST).read_bytes())
+        wanted = kits.asked((folder / kits.REQUEST).read_bytes())
         int8 = bool(wanted["settings"].get("quantize"))
         if int8:
-            program = read_onnx(folder / kit.MODEL)
+            program = read_onnx(folder / kits.MODEL)
             (folder / DATASET).write_bytes(_dataset(program, wanted["calls"]))
         return SCRIPT.build(folder, _settings(profile, int8), profile.title, options.timeout)
 
@@ -85,9 +85,9 @@ def _settings(profile: Profile, int8: bool) -> dict[str, Any]:
 
 def _dataset(program: Program, calls: int) -> bytes:
     """Return dataset.txt: a line per call, the paths of its inputs relative to this file."""
-    named = kit.folders([port.name for port in program.inputs])
+    named = kits.folders([port.name for port in program.inputs])
     lines = (
-        " ".join(f"{kit.CALIBRATION}/{folder}/{number:04}.npy" for folder in named.values())
+        " ".join(f"{kits.CALIBRATION}/{folder}/{number:04}.npy" for folder in named.values())
         for number in range(calls)
     )
     return "".join(f"{line}\n" for line in lines).encode()

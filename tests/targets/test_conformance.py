@@ -7,7 +7,9 @@ their entry points, npuc's own no differently.
 import json
 import subprocess
 import sys
+import tempfile
 import typing
+import zipfile
 from dataclasses import fields
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -127,8 +129,6 @@ def lowered(name: str, model: str, precision: str) -> tuple[Program, Payload]:
     """Lower once for all tests of one target, network and precision."""
     program = ready(make(name), model, precision)
     options = LowerOptions(precision=precision)
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         return program, make(name).lower(program, options, Path(folder))
 
@@ -242,6 +242,48 @@ def test_lowering_twice_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     assert {k: v for k, v in first.files.items() if second.files[k] != v} == {}
     for field in fields(Payload):
         assert getattr(first, field.name) == getattr(second, field.name), field.name
+
+
+@cache
+def handed(name: str) -> dict[str, bytes]:
+    """Compile a torch module as users do, and return the kit out of its artifact."""
+    import torch
+
+    from npuc.pipeline import compile
+
+    torch.manual_seed(3)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(), torch.nn.Linear(8, 4),
+    ).eval()  # fmt: skip
+    rng = np.random.default_rng(5)
+    calls = [{"input": rng.normal(size=(1, 3, 8, 8)).astype(np.float32)} for _ in range(4)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.npuc"
+        compile(
+            net, target=name, output=path, inputs=["input:1x3x8x8:float32"], samples=calls,
+            calibration=calls, vendor="skip",
+        )  # fmt: skip
+        with zipfile.ZipFile(path) as file:
+            members = [n for n in file.namelist() if n.startswith("vendor/")]
+            return {n.removeprefix("vendor/"): file.read(n) for n in members}
+
+
+def test_the_kit_is_complete(target: Target) -> None:
+    """The vendor's tool finds all it needs, a person finds out how, and nobody where we live."""
+    from npuc.targets import parts
+
+    tool = getattr(target, "tool", None)
+    if tool is None:
+        pytest.skip("npuc compiles for this target by itself")
+    kit = handed(target.name)
+    assert parts.lacks(tool, kit) == ""
+    assert any(name.endswith("README.txt") for name in kit)
+    here = [str(Path.home()), sys.prefix, str(Path(__file__).parents[2]), tempfile.gettempdir()]
+    # A torch.export archive is the user's own file, with torch's record of where calls were made.
+    written = {name: content for name, content in kit.items() if not name.endswith(".pt2")}
+    places = [(n, p) for n, content in written.items() for p in here if f"{p}/".encode() in content]
+    assert places == []
 
 
 def test_all_unsupported_operators_are_named_at_once(target: Target, tmp_path: Path) -> None:
