@@ -89,6 +89,9 @@ def _places(v: Values) -> Iterator[str]:
     both = set(v.get("ops.supported", ())) & set(v.get("ops.on_host", ()))
     if both:
         yield f"{', '.join(sorted(both))}: both in ops.supported and in ops.on_host"
+    coded = set(v.get("int8.ops", ()))
+    if extra := sorted(coded - set(v.get("ops.supported", coded))):
+        yield f"int8.ops has {', '.join(extra)}, which ops.supported has not"
 
 
 def _memory(v: Values) -> Iterator[str]:
@@ -117,7 +120,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[Values], Iterator[str]]], ...] =
         ),
         _formats,
     ),
-    (("ops.supported", "ops.on_host"), _places),
+    (("ops.supported", "ops.on_host", "int8.ops"), _places),
     (("memory.usable_mib", "memory.gib"), _memory),
 )  # fmt: skip
 """The facts each check reads, and the check."""

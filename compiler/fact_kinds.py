@@ -35,7 +35,7 @@ def is_list(value: Any, entry: Callable[[Any], bool]) -> bool:
     return len({str(item) for item in value}) == len(value)
 
 
-def one_of(names: Collection[str]) -> Kind:
+def named(names: Collection[str]) -> Kind:
     return Kind(f"one of {', '.join(sorted(names))}", lambda v: isinstance(v, str) and v in names)
 
 
@@ -57,7 +57,7 @@ def _float_format(value: Any) -> bool:
     if not is_list([value], lambda v: isinstance(v, list) and len(v) == 2 and all(map(_whole, v))):
         return False
     exponent, mantissa = value
-    return 2 <= exponent <= 8 and 1 <= mantissa <= 23
+    return bool(2 <= exponent <= 8 and 1 <= mantissa <= 23)
 
 
 def _scales(value: Any) -> bool:

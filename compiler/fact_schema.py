@@ -6,7 +6,7 @@ of a sister device.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -29,7 +29,7 @@ from npuc.fact_kinds import (
     Kind,
     between,
     is_number,
-    one_of,
+    named,
     some_of,
 )
 from npuc.onnx_kinds import KINDS
@@ -84,6 +84,11 @@ def fault(key: str, value: Any) -> str:
     return f"{value!r} is not {kind.words}"
 
 
+def one_of(value: Any, names: Container[str]) -> bool:
+    """Whether a value is a text among `names`; whatever else TOML holds is not."""
+    return isinstance(value, str) and value in names
+
+
 def fits(measure: str, value: Any) -> bool:
     """Whether a value, or each value of a list, is of the sort that a measure has."""
     if isinstance(value, list):
@@ -116,7 +121,7 @@ SCHEMA: dict[str, Kind] = {
     "align.sdpa": COUNT,
     "align.memory_bytes": COUNT,
     # --- integers
-    "int8.weight_dtype": one_of(CODES),
+    "int8.weight_dtype": named(CODES),
     "int8.weight_range": CODE_RANGE,
     "int8.weight_per_channel": FLAG,
     "int8.weight_symmetric": FLAG,
@@ -124,23 +129,23 @@ SCHEMA: dict[str, Kind] = {
     "int8.weight_observer_language": TEXT,
     "int8.per_channel_ops": OPERATORS,
     "int8.scale_divisor": COUNT,
-    "int8.activation_dtype": one_of(CODES),
+    "int8.activation_dtype": named(CODES),
     "int8.activation_range": CODE_RANGE,
     "int8.activation_symmetric": FLAG,
     "int8.activation_per_channel": FLAG,
-    "int8.observer": one_of(("min-max", "percentile")),
+    "int8.observer": named(("min-max", "percentile")),
     "int8.percentile": PERCENT,
     "int8.ops": OPERATORS,
     "int8.fixed_scales": SCALES,
     "int8.whole": FLAG,
     "int8.fused": OPERATORS,
-    "int8.requantize": one_of(RULES),
+    "int8.requantize": named(RULES),
     "int8.requantize_ties": TEXT,
     "int8.multiplier_bits": between(2, 32),
     "int8.accumulator": TEXT,
     "int8.accumulator_bits": between(16, 64),
-    "int8.overflow": one_of(("wrap", "saturate")),
-    "int8.elementwise": one_of(("float", "tflite")),
+    "int8.overflow": named(("wrap", "saturate")),
+    "int8.elementwise": named(("float", "tflite")),
     "int8.quantize_ties": TEXT,
     "int8.bias": TEXT,
     "int4.weights": FLAG,
@@ -150,11 +155,11 @@ SCHEMA: dict[str, Kind] = {
     "float.bits": between(8, 32),
     "float.mantissa_max": between(1, 23),
     "float.formats": FORMATS,
-    "float.rounds": one_of(("results", "operands")),
+    "float.rounds": named(("results", "operands")),
     "float.rounding": TEXT,
     "float.rounded_after": TEXT,
     "float.ties": TEXT,
-    "float.subnormals": one_of(("kept", "flushed")),
+    "float.subnormals": named(("kept", "flushed")),
     "float.specials": TEXT,
     "float.accumulator": TEXT,
     "float.bf16": FLAG,

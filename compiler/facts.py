@@ -21,22 +21,22 @@
     grade = "P"
     source = "docs"
 
-A limit replaces the inherited ones of the same operator and measure.
+A limit replaces the inherited ones of the same operator and measure; those of other operators stay.
 """
 
 import tomllib
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from npuc.errors import NpucError
 from npuc.fact_conflicts import conflicts
-from npuc.fact_schema import FLAGS, MEASURES, NAMES, fault, fits, near
-from npuc.onnx_kinds import KINDS
+from npuc.fact_limits import BOUNDS, about, faults, keys, limit
+from npuc.fact_schema import fault, near, one_of
 from npuc.profile import GRADES, Fact, Limit, Profile
 
 NOT_PUBLIC = "not public"
 _KEYS = {"name": str, "title": str, "inherits": str, "sources": dict, "facts": dict, "limits": list}
-_BOUNDS = ("least", "most", "multiple", "among")
 
 
 def read(text: str, load: Callable[[str], Profile] | None = None, expected: str = "") -> Profile:
@@ -72,16 +72,18 @@ class _Reader:
 
     def profile(self) -> Profile:
         """Return the profile; raises `NpucError` with all faults."""
-        facts, limits = self._facts(), self._limits()
-        cited = {said.source for said in (*facts.values(), *limits)}
+        facts, stated = self._facts(), self._limits()
+        kept = self._kept(stated)
+        limits = (*kept, *stated)
+        cited = {fact.source for fact in facts.values()} | {each.source for each in limits}
         idle = [key for key in self.own if key not in cited | self.named]
         self.faults += [f"source {key!r} is cited by no fact" for key in idle]
-        self.faults += self._reworded(facts, limits)
+        self.faults += self._reworded(facts, kept)
         if self.faults:
             name, listed = self.data.get("name", "(no name)"), "\n  ".join(self.faults)
             raise NpucError(f"profile {name!r} is malformed:\n  {listed}")
         sources = {key: value for key, value in self.sources.items() if key in cited}
-        return Profile(self.data["name"], self.data["title"], facts, sources, tuple(limits))
+        return Profile(self.data["name"], self.data["title"], facts, sources, limits)
 
     def _inherited(self, load: Callable[[str], Profile] | None) -> Profile | None:
         if "inherits" not in self.data:
@@ -116,14 +118,21 @@ class _Reader:
     def _limits(self) -> list[Limit]:
         limits = []
         for number, raw in enumerate(self.data.get("limits", ()), 1):
-            wrong = self._said(raw, {"ops", "measure"}, (*_BOUNDS, "when"))
-            if found := [wrong] if wrong else list(_bounds(raw)):
-                self.faults += [f"limit {number}{_about(raw)}: {each}" for each in found]
+            wrong = self._said(raw, {"ops", "measure"}, (*BOUNDS, "when"))
+            if found := [wrong] if wrong else list(faults(raw)):
+                self.faults += [f"limit {number}{about(raw)}: {each}" for each in found]
             else:
-                limits.append(_limit(raw))
-        named = {key for limit in limits for key in _keys(limit)}
-        inherited = self.base.limits if self.base else ()
-        return [m for m in inherited if not named & set(_keys(m))] + limits
+                limits.append(limit(raw))
+        return limits
+
+    def _kept(self, stated: Iterable[Limit]) -> list[Limit]:
+        """Return the inherited limits, for those operators that none of `stated` is about."""
+        named = {key for each in stated for key in keys(each)}
+        kept = []
+        for old in self.base.limits if self.base else ():
+            ops = tuple(op for op in old.ops if (op, old.measure) not in named)
+            kept += [replace(old, ops=ops)] if ops else []
+        return kept
 
     def _said(self, raw: Any, needed: set[str], allowed: Iterable[str]) -> str:
         """Say what is wrong with a table's keys, its grade or its source."""
@@ -135,25 +144,20 @@ class _Reader:
             return f"needs {', '.join(missing)}"
         if extra := sorted(set(raw) - needed - set(allowed)):
             return f"unknown {extra[0]!r}{near(extra[0], needed | set(allowed))}"
-        if not _one_of(raw["grade"], GRADES):
+        if not one_of(raw["grade"], GRADES):
             return f"grade {raw['grade']!r} is none of {', '.join(GRADES)}"
-        if not _one_of(raw["source"], self.sources) and not self.orphan:
+        if not one_of(raw["source"], self.sources) and not self.orphan:
             return f"source {raw['source']!r} is not listed under [sources]"
         return ""
 
-    def _reworded(self, facts: Mapping[str, Fact], limits: Iterable[Limit]) -> Iterator[str]:
-        """Yield sources that an heir words differently, while inherited facts still cite them."""
+    def _reworded(self, facts: Mapping[str, Fact], kept: Iterable[Limit]) -> Iterator[str]:
+        """Yield sources that are worded anew, while inherited facts or limits still cite them."""
         if self.base is None:
             return
-        kept = {fact.source for key, fact in facts.items() if self.base.facts.get(key) is fact}
-        kept |= {limit.source for limit in limits if any(limit is m for m in self.base.limits)}
-        for key in sorted(kept & set(self.own)):
+        cited = {fact.source for key, fact in facts.items() if self.base.facts.get(key) is fact}
+        for key in sorted((cited | {old.source for old in kept}) & set(self.own)):
             if self.own[key] != self.base.sources[key]:
                 yield f"source {key!r} is not what inherited facts cite by that name: rename it"
-
-
-def _one_of(value: Any, names: Container[str]) -> bool:
-    return isinstance(value, str) and value in names
 
 
 def _shape(data: Mapping[str, Any]) -> Iterator[str]:
@@ -167,66 +171,3 @@ def _shape(data: Mapping[str, Any]) -> Iterator[str]:
         for key, value in sources.items():
             if not isinstance(value, str) or not value.strip():
                 yield f"source {key!r} is {value!r}, not a text"
-
-
-def _about(raw: Any) -> str:
-    """Name a limit by what it bounds, as far as it says so."""
-    if not isinstance(raw, dict) or not isinstance(raw.get("ops"), list):
-        return ""
-    return f", {raw.get('measure', '?')} of {', '.join(map(str, raw['ops']))}"
-
-
-def _bounds(raw: Mapping[str, Any]) -> Iterator[str]:
-    """Say what is wrong with a limit whose grade and source are right."""
-    ops, measure, when = raw["ops"], raw["measure"], raw.get("when", {})
-    if not isinstance(ops, list) or not ops:
-        yield f"ops is {ops!r}, not a list of ONNX operators"
-        ops = []
-    for kind in ops:
-        if not _one_of(kind, KINDS):
-            yield f"{kind!r} is no ONNX operator{near(str(kind), KINDS)}"
-    if not isinstance(when, dict):
-        yield f"when is {when!r}, not a table of measures"
-        when = {}
-    for name in (measure, *when):
-        if not _one_of(name, MEASURES):
-            yield f"no such measure: {name!r}{near(str(name), MEASURES)}"
-        elif name in when and not fits(name, when[name]):
-            yield f"{name} is never {when[name]!r}"
-    given = [key for key in _BOUNDS if key in raw]
-    if not given:
-        yield f"bounds nothing: give one of {', '.join(_BOUNDS)}"
-    if _one_of(measure, MEASURES):
-        yield from (wrong for key in given if (wrong := _bound(measure, key, raw[key])))
-    low, high = raw.get("least"), raw.get("most")
-    if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
-        yield f"least {low} is above most {high}"
-
-
-def _bound(measure: str, key: str, value: Any) -> str:
-    if key == "among":
-        if not isinstance(value, list) or not value:
-            return f"among is {value!r}, not a list of values"
-        odd = [entry for entry in value if not fits(measure, entry)]
-        return f"{measure} is never {odd[0]!r}" if odd else ""
-    if measure in FLAGS | NAMES:
-        return f"{key} bounds numbers, and {measure} is none: use among"
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return f"{key} is {value!r}, not a number"
-    if key == "multiple" and (isinstance(value, float) or value < 1):
-        return f"multiple is {value!r}, not a whole number above 0"
-    return ""
-
-
-def _limit(raw: Mapping[str, Any]) -> Limit:
-    among = raw.get("among")
-    return Limit(
-        ops=tuple(raw["ops"]), measure=raw["measure"], grade=raw["grade"], source=raw["source"],
-        least=raw.get("least"), most=raw.get("most"), multiple=raw.get("multiple"),
-        among=None if among is None else tuple(among), when=dict(raw.get("when", {})),
-    )  # fmt: skip
-
-
-def _keys(limit: Limit) -> list[tuple[str, str]]:
-    """Return what a limit is about: a profile that states it anew replaces what it inherits."""
-    return [(op, limit.measure) for op in limit.ops]
