@@ -47,6 +47,10 @@ def onnx_model(program: Program, metadata: Mapping[str, str] | None = None) -> d
     model.graph.metadata_props.clear()
     for function in model.functions.values():
         function.metadata_props.clear()
+        for node in function:
+            if node.op_type == "Constant" and "value" in node.attributes:
+                # onnx_ir numbers these anew in every clone: not the same bytes twice.
+                node.attributes["value"].as_tensor().name = node.outputs[0].name
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None

@@ -40,8 +40,9 @@ def compile(
         raise ValueError(f"NotSupportError: the batch size of {wide} is not 1")
     sums = []
     for call in dataloader:
-        single = isinstance(call, torch.Tensor)
-        named = {next(iter(shapes)): call} if single and len(shapes) == 1 else call
+        named: Any = call
+        if isinstance(call, torch.Tensor) and len(shapes) == 1:
+            named = {next(iter(shapes)): call}
         if {k: list(v.shape) for k, v in named.items()} != shapes:
             raise ValueError(f"ConfigInputError: {named.keys()} do not fit {shapes}")
         if any(v.dtype != torch.float32 for v in named.values()):

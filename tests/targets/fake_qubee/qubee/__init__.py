@@ -20,7 +20,7 @@ def mxq_compile(
 ) -> None:
     """Compile as the later package does."""
     sys.path.append(str(Path(__file__).resolve().parents[2] / "fake_qbcompiler"))
-    import qbcompiler
+    import qbcompiler  # pyright: ignore[reportMissingImports]
 
     qbcompiler.mxq_compile(
         model=model,
