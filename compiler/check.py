@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from npuc import partition, pipeline, plugins, source_lines
 from npuc import samples as sampling
-from npuc.errors import PassError, UsageError
+from npuc.errors import PassError
 from npuc.export import export
 from npuc.inputs import random
 from npuc.ledger import REFUSED, Fixed, Ledger, Open
@@ -108,7 +108,7 @@ def check(
         source, model=model, model_path=model_path, inputs=inputs,
         trust_pickle=trust_pickle, eval_mode=eval_mode,
     )  # fmt: skip
-    exported = export(loaded, opset=opset, eval_mode=eval_mode)
+    exported = _named(export(loaded, opset=opset, eval_mode=eval_mode))
     sizes = _sizes(loaded, exported)
     usual = {**sizes, **(dims or {})}
     common: dict[tuple[tuple[str, int], ...], list[Stage]] = {}
@@ -123,6 +123,19 @@ def check(
         options = [f"--dim {name}={size}" for name, size in bound.items() if usual[name] != size]
         outcomes.append(_outcome(item, exported, common[key], tuple(options)))
     return outcomes
+
+
+def _named(program: Program) -> Program:
+    """Return a copy whose nodes all have a name of their own; files need not give them one."""
+    copy = program.clone()
+    taken: set[str] = set()
+    for node in copy.model.graph.all_nodes():
+        wanted = node.name or label(node)
+        if wanted in taken:
+            wanted = f"{wanted} → {node.outputs[0].name}"
+        node.name = wanted
+        taken.add(wanted)
+    return copy
 
 
 def _sizes(loaded: Loaded, exported: Program) -> dict[str, int]:
@@ -146,12 +159,6 @@ def _bound(
     batch = profile.get("shapes.batch")
     leading = [port.shape[0] for port in exported.inputs if len(port.shape) > 1]
     first = {n: int(batch) for n in leading if isinstance(n, str)} if batch is not None else {}
-    if unknown := [name for name in dims if name not in sizes]:
-        known = ", ".join(sizes) or "none"
-        raise UsageError(
-            f"the model's inputs have no dimension {', '.join(map(repr, unknown))}",
-            hint=f"its dynamic dimensions: {known} (see npuc inspect)",
-        )
     return {**sizes, **first, **dims}
 
 
@@ -163,16 +170,17 @@ def _outcome(
     own, fault = _stages(start, pipeline._prepare(target), profile)
     places = source_lines.known(exported.model)
     ledger = Ledger.of(judge(exported, profile))
-    program, rewrites = exported, dict[str, Rewrite]()
+    program, rewrites, before = exported, dict[str, Rewrite](), _kinds(exported)
     for stage in (*common, *own):
-        before, program = _kinds(program), stage.program
+        program, now = stage.program, _kinds(stage.program)
         source_lines.restore(program.model, places)
+        places |= source_lines.known(program.model)  # a folded result has a new owner
         ledger = ledger.after(stage.name, judge(program, profile))
         earlier = rewrites.get(stage.name, Rewrite({}, {}))
         rewrites[stage.name] = Rewrite(
-            Counter(earlier.gone) + (before - _kinds(program)),
-            Counter(earlier.came) + (_kinds(program) - before),
+            Counter(earlier.gone) + (before - now), Counter(earlier.came) + (now - before)
         )
+        before = now
     final = run(program, [Place()], profile).model
     hosted, crossings = partition.host_nodes(final), partition.crossings(final)
     return Outcome(
@@ -190,17 +198,19 @@ def _kinds(program: Program) -> Counter[str]:
 def _stages(
     program: Program, passes: Sequence[Pass], profile: Profile
 ) -> tuple[list[Stage], list[Finding]]:
-    """Run passes; return what each left, and why one could not run, if so."""
+    """Run passes; return what those left that changed it, and why one could not run, if so."""
     stages: list[Stage] = []
     for item in passes:
+        before = program.opset
         try:
             program = run(program, [item], profile)
         except PassError as error:
             said = " ".join(error.message.split())
             refused = Finding("", "", "pass", item.name, said, "blocked")
             return stages, [refused]
-        program = _shaped(program) if program.steps[-1].changes else program
-        stages.append(Stage(item.name, program))
+        if program.steps[-1].changes or program.opset != before:
+            program = _shaped(program)
+            stages.append(Stage(item.name, program))
     return stages, []
 
 

@@ -101,6 +101,9 @@ def _block(outcome: Outcome) -> Iterator[str]:
         yield "  on the host, or to be changed:"
     for group in _groups(refused):
         yield from _refusal(group, outcome)
+    found = {item.finding.node for item in refused}
+    if between := len(outcome.host.keys() - found):
+        yield f"    {between} more stand between those: their tensors would cross twice"
     if outcome.crossings:
         total = sum(c.bytes for c in outcome.crossings)
         crossing = f"{_tensors(len(outcome.crossings))}, {size(total)}"
@@ -217,7 +220,10 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "operators_public": not _unlisted(outcome),
         "takes": takes(outcome),
         "passes": list(outcome.steps),
-        "rewrites": {name: asdict(outcome.rewrites[name]) for name in outcome.steps},
+        "rewrites": {
+            name: {"gone": dict(item.gone), "came": dict(item.came)}
+            for name, item in outcome.rewrites.items()
+        },
         "options": list(outcome.options),
         "host": dict(outcome.host),
         "crossings": [asdict(crossing) for crossing in outcome.crossings],

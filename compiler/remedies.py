@@ -51,6 +51,7 @@ MEASURES: Mapping[str, str] = {
     "output_padding": "pad the result by a Pad of its own",
     "p": "use a norm that the device has",
     "pad": "pad by a Pad of its own, or use a smaller kernel",
+    "pass": "replace the operators it names, or export with a lower opset",
     "rank": "reshape: merge axes that stand beside each other before it, and part them after",
     "reduced_axes": "reduce one axis after the other, or pool globally",
     "shape": "keep all entries and mask them, or do it after the model",
@@ -59,7 +60,8 @@ MEASURES: Mapping[str, str] = {
     "weight_abs_sum": "split the input channels over two convolutions and add",
     "width": "cut the image into tiles",
 }
-"""What to do where a measure breaks a bound; one for each that `npuc.features` has."""
+"""What to do where a measure breaks a bound; one for each that `npuc.features` has, and of the
+whole model."""
 
 ANYTHING = "replace it in the model"
 
