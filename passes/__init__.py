@@ -39,6 +39,7 @@ def legalise(profile: Profile) -> tuple[Pass, ...]:
     """
     from npuc.passes.decompose import Decompose
     from npuc.passes.decompose_rnn import DecomposeRnn
+    from npuc.passes.reduce_rank import ReduceRank
 
     supported = profile.supported
     passes: list[Pass] = []
@@ -46,6 +47,8 @@ def legalise(profile: Profile) -> tuple[Pass, ...]:
         passes.append(DecomposeRnn())  # first: what it emits has to be legal too
     if supported is not None or profile.limits or profile.opset_max is not None:
         passes.append(Decompose())
+    if "ops.rank_max" in profile.facts:
+        passes.append(ReduceRank())  # after: what was written out may have more axes
     return tuple(passes)
 
 
@@ -86,6 +89,7 @@ def catalogue() -> Mapping[str, type[Pass]]:
     from npuc.passes.integer_arithmetic import IntegerArithmetic
     from npuc.passes.lower_opset import LowerOpset
     from npuc.passes.quantize import Quantize
+    from npuc.passes.reduce_rank import ReduceRank
     from npuc.passes.round_floats import RoundFloats
     from npuc.passes.simplify import Simplify
     from npuc.passes.tflite_arithmetic import TfliteArithmetic
@@ -100,6 +104,7 @@ def catalogue() -> Mapping[str, type[Pass]]:
         IntegerArithmetic,
         LowerOpset,
         Quantize,
+        ReduceRank,
         RoundFloats,
         Simplify,
         TfliteArithmetic,
