@@ -15,7 +15,10 @@ from npuc.profile import IntScheme
 
 Array = np.ndarray[Any, Any]
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_BYTES = {ir.DataType.INT8: np.int8, ir.DataType.UINT8: np.uint8}
+_BYTES: dict[ir.DataType, type[np.integer[Any]]] = {
+    ir.DataType.INT8: np.int8,
+    ir.DataType.UINT8: np.uint8,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +86,7 @@ def product(node: ir.Node, scheme: IntScheme) -> Product:
         bias = bias.reshape(-1, *(1 for _ in channels[1:]))
     last = quantize.inputs[0]
     assert last is not None
-    return Product(
-        node, left, right, channels, bias, last, quantize, scale, zero, low, min(high, 2**31 - 1)
-    )
+    return Product(node, left, right, channels, bias, last, quantize, scale, zero, low, high)
 
 
 def _operand(node: ir.Node, index: int) -> Operand:
@@ -96,9 +97,10 @@ def _operand(node: ir.Node, index: int) -> Operand:
     codes, scale, zero = producer.inputs[0], constant(producer.inputs[1]), given(producer, 2)
     assert codes is not None
     points = np.zeros(1) if zero is None else constant(zero)
-    if codes.dtype not in _BYTES:
+    if codes.dtype is None or codes.dtype not in _BYTES:
         raise Unfit(f"its input {codes.name!r} does not hold 8-bit codes")
-    if scale is None or points is None or producer.attributes.get_int("block_size", 0):
+    blocks = producer.attributes.get_int("block_size", 0)
+    if scale is None or points is None or blocks:
         raise Unfit(f"the scale of its input {value.name!r} is no constant per tensor or channel")
     if (points != points.reshape(-1)[0]).any():
         raise Unfit(f"its input {value.name!r} has more than one zero point")
@@ -120,7 +122,7 @@ def _axis(node: ir.Node, index: int, rank: int) -> int | None:
         return 0 if index else None
     if node.op_type == "Gemm":
         turned = node.attributes.get_int("transB" if index else "transA", 0)
-        return int(not turned) if index else int(bool(turned))
+        return int(not turned) if index else int(turned != 0)
     return rank - 1 if index else rank - 2
 
 
@@ -151,13 +153,13 @@ def _quantize(value: ir.Value) -> tuple[ir.Node, tuple[ir.Node, ...]]:
 
 def _is_range(clip: ir.Node, quantize: ir.Node) -> bool:
     """Whether a Clip has codes as its bounds: where a device uses fewer than its type holds."""
-    scale, zero, _, _ = _coding(quantize)
+    scale = _coding(quantize)[0]
     for index in (1, 2):
         bound = constant(given(clip, index))
         if bound is None:
             return False
-        code = np.rint(bound / np.float32(scale)) + zero
-        if np.float32((code - zero) * np.float32(scale)) != bound:
+        real, step = np.float32(bound.item()), np.float32(scale)
+        if np.float32(np.rint(real / step) * step) != real:
             return False
     return True
 
@@ -167,8 +169,8 @@ def _coding(quantize: ir.Node) -> tuple[float, int, int, int]:
     scale, point = constant(quantize.inputs[1]), constant(given(quantize, 2))
     if scale is None or point is None or scale.size != 1 or point.dtype not in (np.int8, np.uint8):
         raise Unfit(f"{quantize.name!r} does not give 8-bit codes of one constant scale")
-    info = np.iinfo(point.dtype)
-    return float(scale.reshape(-1)[0]), int(point.reshape(-1)[0]), info.min, info.max
+    low, high = (-128, 127) if point.dtype == np.int8 else (0, 255)
+    return float(scale.reshape(-1)[0]), int(point.reshape(-1)[0]), low, high
 
 
 def _bounds(clamp: ir.Node, scale: float, zero: int) -> tuple[int, int]:
@@ -203,8 +205,8 @@ def _bias(
         stored, scale = constant(producer.inputs[0]), constant(producer.inputs[1])
         zero = constant(given(producer, 2))
         # The scale was multiplied out in float32: three roundings, each of 2⁻²⁴.
-        plain = stored is not None and scale is not None and (zero is None or not zero.any())
-        if not plain or not np.allclose(scale, unit, rtol=1e-6, atol=0):
+        wrong = stored is None or scale is None or (zero is not None and zero.any())
+        if wrong or not np.allclose(np.asarray(scale, np.float64), unit, rtol=1e-6, atol=0):
             raise Unfit(f"its bias {value.name!r} is not in the unit of its accumulator")
         return np.asarray(stored, np.int32)
     array = constant(value)

@@ -43,7 +43,7 @@ class Rule:
     def apply(self, acc: Array, parameters: Parameters, zero: int, low: int, high: int) -> Array:
         """Return int32 codes of an int32 accumulator; parameters broadcast against it."""
         scaled = self.scale(np.asarray(acc, np.int64), parameters)
-        return np.clip(scaled + zero, low, high).astype(np.int32)
+        return np.asarray(np.clip(scaled + zero, low, high), np.int32)
 
     def function(self, opset: int) -> "ir.Function":
         """Build ``ai.npuc::Requantize_<rule>(acc, *parameters, zero, low, high)``, all tensors.
@@ -80,9 +80,9 @@ def limit(acc: Array, bits: int, overflow: str) -> Array:
     half = 2 ** (bits - 1)
     acc = np.asarray(acc, np.int64)
     if overflow == "saturate":
-        return np.clip(acc, -half, half - 1)
+        return np.asarray(np.clip(acc, -half, half - 1))
     if overflow == "wrap":
-        return np.mod(acc + half, 2 * half) - half
+        return np.asarray(np.mod(acc + half, 2 * half) - half)
     raise PassError(f"int8.overflow is {overflow!r}; it is 'wrap' or 'saturate'")
 
 

@@ -1,6 +1,6 @@
 """quantize on devices without floats: what is coded, where, and with whose scale."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,13 +33,14 @@ def device(integers: Callable[..., Profile]) -> Callable[..., Profile]:
 
 
 def quantized(
-    before: Program, profile: Profile, samples: list[Mapping[str, Array]] | None = None
+    before: Program, profile: Profile, samples: Sequence[Mapping[str, Array]] | None = None
 ) -> Program:
     scheme = profile.int_scheme
     assert scheme is not None
     rng = np.random.default_rng(1)
     calls = samples or [
-        {p.name: rng.normal(size=p.shape).astype(p.dtype) for p in before.inputs} for _ in range(4)
+        {p.name: rng.normal(size=[int(d) for d in p.shape]).astype(F32) for p in before.inputs}
+        for _ in range(4)
     ]
     ranges = calibrate.collect(before, calls, scheme)
     after = run(before, [Quantize(ranges)], profile)
