@@ -39,22 +39,14 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Rewrite:
-    """How many operators of each kind went with a pass, and how many came."""
-
-    gone: Mapping[str, int]
-    came: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """What a target says of a model, after the passes that npuc applies for it.
 
     `left` is what those cannot mend, `fixed` what they do. `operators` counts the nodes that
     compute, of which `host` run on the host: node name → operator kind. `crossings` are the
     tensors that go there and back, `touched` names those of them that each node reads or makes.
-    `rewrites` say what each pass did to the operators; `options` are what `npuc compile` must be
-    told.
+    `written` has the operators, by kind, that a pass put in place of a node: (pass, node) → kinds,
+    as far as their names tell. `options` are what `npuc compile` must be told.
     """
 
     name: str
@@ -65,7 +57,7 @@ class Outcome:
     host: Mapping[str, str]
     crossings: tuple[partition.Crossing, ...]
     touched: Mapping[str, frozenset[str]]
-    rewrites: Mapping[str, Rewrite]
+    written: Mapping[tuple[str, str], Mapping[str, int]]
     options: tuple[str, ...] = ()
 
     def of(self, *verdicts: str) -> tuple[Open, ...]:
@@ -170,29 +162,43 @@ def _outcome(
     own, fault = _stages(start, pipeline._prepare(target), profile)
     places = source_lines.known(exported.model)
     ledger = Ledger.of(judge(exported, profile))
-    program, rewrites, before = exported, dict[str, Rewrite](), _kinds(exported)
+    program, kinds = exported, _kinds(exported)
+    written: dict[tuple[str, str], Mapping[str, int]] = {}
     for stage in (*common, *own):
-        program, now = stage.program, _kinds(stage.program)
+        program, before, kinds = stage.program, kinds, _kinds(stage.program)
         source_lines.restore(program.model, places)
         places |= source_lines.known(program.model)  # a folded result has a new owner
         ledger = ledger.after(stage.name, judge(program, profile))
-        earlier = rewrites.get(stage.name, Rewrite({}, {}))
-        rewrites[stage.name] = Rewrite(
-            Counter(earlier.gone) + (before - now), Counter(earlier.came) + (now - before)
-        )
-        before = now
+        for node, count in _written(before, kinds).items():
+            written.setdefault((stage.name, node), count)
     final = run(program, [Place()], profile).model
     hosted, crossings = partition.host_nodes(final), partition.crossings(final)
     return Outcome(
         target.name, profile.title, len(work(program.model)),
         (*map(Open, fault), *ledger.open), ledger.fixed,
         {label(node): partition.kind(node) for node in hosted},
-        crossings, _touched(hosted, crossings), rewrites, options,
+        crossings, _touched(hosted, crossings), written, options,
     )  # fmt: skip
 
 
-def _kinds(program: Program) -> Counter[str]:
-    return Counter(partition.kind(node) for node in work(program.model))
+def _kinds(program: Program) -> dict[str, str]:
+    return {label(node): partition.kind(node) for node in work(program.model)}
+
+
+def _written(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, Counter[str]]:
+    """Return for each node that a pass took out what it put there, by kind.
+
+    npuc's passes name what they write after the node that they replace.
+    """
+    gone = {name for name, kind in before.items() if after.get(name) != kind}
+    found: dict[str, Counter[str]] = {}
+    for name, kind in after.items():
+        if before.get(name) == kind:
+            continue
+        owner = next((name[:end] for end in range(len(name), 0, -1) if name[:end] in gone), None)
+        if owner is not None:
+            found.setdefault(owner, Counter())[kind] += 1
+    return found
 
 
 def _stages(

@@ -157,14 +157,18 @@ def fixes(group: Sequence[Open], outcome: Outcome) -> list[str]:
 
 
 def _mended(group: Sequence[Fixed], outcome: Outcome) -> list[str]:
-    first = group[0].finding
     by = f"→ {group[0].step}"
-    if came := outcome.rewrites[group[0].step].came if first.node else {}:
-        kinds = counts(came).split(", ")
+    written = sum((_counter(item, outcome) for item in group), Counter[str]())
+    if written:
+        kinds = counts(written).split(", ")
         by += f": {', '.join(kinds[:SHOWN])}{', …' if len(kinds) > SHOWN else ''}"
     if any(item.matched == "count" for item in group):
         by += " (by their number: passes renamed nodes)"
     return [_what(group), _reason([item.finding for item in group]), by]
+
+
+def _counter(item: Fixed, outcome: Outcome) -> Counter[str]:
+    return Counter(outcome.written.get((item.step, item.finding.node), {}))
 
 
 def _plain(group: Sequence[Open]) -> list[str]:
@@ -220,10 +224,6 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "operators_public": not _unlisted(outcome),
         "takes": takes(outcome),
         "passes": list(outcome.steps),
-        "rewrites": {
-            name: {"gone": dict(item.gone), "came": dict(item.came)}
-            for name, item in outcome.rewrites.items()
-        },
         "options": list(outcome.options),
         "host": dict(outcome.host),
         "crossings": [asdict(crossing) for crossing in outcome.crossings],
@@ -232,7 +232,12 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
             for item in outcome.left
         ],
         "fixed": [
-            {**asdict(item.finding), "pass": item.step, "matched": item.matched}
+            {
+                **asdict(item.finding),
+                "pass": item.step,
+                "matched": item.matched,
+                "written": dict(_counter(item, outcome)),
+            }
             for item in outcome.fixed
         ],
     }

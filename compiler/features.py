@@ -252,6 +252,8 @@ def _weight_abs_sum(node: ir.Node) -> Value:
     if node.op_type not in CONVOLUTIONS | PRODUCTS:
         return ABSENT
     weight = _weight(node)
+    if node.op_type in PRODUCTS and not is_constant(weight):
+        return ABSENT  # a product of two results has no weights
     producer = weight.producer() if weight is not None else None
     if producer is not None and producer.op_type == "DequantizeLinear":
         weight = producer.inputs[0]

@@ -146,8 +146,7 @@ def test_a_pass_that_mends_is_named_with_what_it_wrote(chips: dict[str, Chip], m
         ("", "dimension", "fix-shapes", "node"),
         ("neg", "operator", "neg-by-mul", "node"),
     ]
-    assert outcome.rewrites["neg-by-mul"].gone == {"Neg": 1}
-    assert outcome.rewrites["neg-by-mul"].came == {"Mul": 1}
+    assert outcome.written == {("neg-by-mul", "neg"): {"Mul": 1}}
     assert check_text.verdict(outcome) == "runs after npuc's passes: fix-shapes, neg-by-mul"
 
 
@@ -245,7 +244,7 @@ def test_json(four: None, model: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert [t["takes"] for t in data["targets"]] == ["whole", "in part", "as far as public", "no"]
     assert (whole["findings"], whole["operators_public"]) == ([], True)
     assert part["passes"] == ["fix-shapes", "neg-by-mul"]
-    assert part["rewrites"]["neg-by-mul"] == {"gone": {"Neg": 1}, "came": {"Mul": 1}}
+    assert [f["written"] for f in part["fixed"]] == [{}, {"Mul": 1}]
     assert {f["node"] for f in part["findings"] if f["verdict"] == "host"} == {
         "err", "act", "again", "last",
     }  # fmt: skip

@@ -195,7 +195,8 @@ def test_the_sum_of_weights_is_that_of_their_codes() -> None:
 def test_the_sum_of_integer_weights_is_exact() -> None:
     weights = codes([[-128, 127], [-128, 3]])
     assert measure(node("MatMulInteger", (1, 2), weights), "weight_abs_sum") == 256
-    assert measure(node("MatMulInteger", (1, 2), (2, 2)), "weight_abs_sum") is UNKNOWN
+    assert measure(node("MatMulInteger", (1, 2), (2, 2)), "weight_abs_sum") == ABSENT
+    assert measure(node("Conv", (1, 1, 4, 4), (1, 1, 3, 3)), "weight_abs_sum") is UNKNOWN
 
 
 def test_grouped_transposed_weights_are_summed_per_output() -> None:
