@@ -144,7 +144,7 @@ LIMITS = {
     ],
     ("rk3588", "MatMul", "k"): [(8192, None, {})],
     ("dolphin5", "Conv", "kernel"): [(None, (1, 2, 3, 5, 7, 9), {})],
-    ("ethos-u65", "Conv", "stride"): [(3, None, {})],
+    ("ethos-u65", "MaxPool", "stride"): [(3, None, {})],
     ("ethos-u85", "Conv", "stride"): [(8192, None, {})],
     ("ethos-u85", "Conv", "weight_abs_sum"): [(8323072, None, {})],
 }
