@@ -160,10 +160,26 @@ def filled_kernel(node: ir.Node, w: Writer) -> ir.Value:
     return w.op(node.op_type, x, w.constant("weight", filled), *rest, **attributes, group=group)
 
 
+def patches(node: ir.Node, w: Writer) -> ir.Value:
+    """Conv whose stride is its kernel, k x k = SpaceToDepth(k) → Conv 1x1"""
+    x, weight, attributes = floats(node), fixed(node, 1, "weight"), _attributes(node)
+    size = list(weight.shape[2:])
+    whole = len(size) == 2 and all(d % k == 0 for d, k in zip(shape_of(x)[2:], size, strict=True))
+    plain = not any(attributes.get("pads", ())) and set(attributes.get("dilations", ())) <= {1}
+    if not (whole and plain and size[0] == size[1] == attributes.get("strides", [1])[0] > 1):
+        raise Unfit("it does not cut the image into square patches")
+    if size != attributes["strides"] or node.attributes.get_int("group", 1) != 1:
+        raise Unfit("its patches overlap, or it has groups")
+    deep = w.op("SpaceToDepth", x, blocksize=size[0])
+    flat = weight.transpose(0, 2, 3, 1).reshape(weight.shape[0], -1, 1, 1)
+    rest = [v for v in node.inputs[2:] if v is not None]
+    return w.op("Conv", deep, w.constant("weight", np.asarray(flat, order="C")), *rest)
+
+
 FORMS: Forms = {
     "Gemm": (product_and_sum, pointwise),
     "MatMul": (gemm, pointwise, *(partial(partial_sums, count=n) for n in (2, 3, 4, 8))),
-    "Conv": (flat_image, filled_kernel, whole_weight),
+    "Conv": (flat_image, patches, filled_kernel, whole_weight),
     "ConvTranspose": (flat_image, filled_kernel, whole_weight),
 }
 POOLS: Forms = {"MaxPool": (flat_image,), "AveragePool": (flat_image,)}

@@ -114,6 +114,16 @@ def selection(node: ir.Node, w: Writer) -> ir.Value:
     return w.op("MatMul", x, w.constant("picked", matrix[:, indices]))
 
 
+def flat_indices(node: ir.Node, w: Writer) -> ir.Value:
+    """Gather(x, indices of several axes) = Gather(x, Reshape(indices)) → Reshape"""
+    indices = needed(node, 1)
+    if len(shape_of(indices)) < 2:
+        raise Unfit("its indices have one axis")
+    axis = axis_of(node, len(shape_of(needed(node))), 0)
+    row = w.op("Gather", needed(node), w.reshape(indices, [-1]), axis=axis)
+    return w.reshape(row, shape_of(node.outputs[0]))
+
+
 def _repeats(node: ir.Node, dims: tuple[int, ...]) -> tuple[list[int], list[int]]:
     """Return the padded input shape and the repeats of an Expand or Tile."""
     if node.op_type == "Tile":
@@ -237,7 +247,7 @@ FORMS: Forms = {
     "Unsqueeze": (reshape,),
     "Split": (slices,),
     "Slice": (parts, partial(strided, cut=False), partial(strided, cut=True)),
-    "Gather": (picked, selection),
+    "Gather": (picked, flat_indices, selection),
     "Expand": (tiled, copies),
     "Tile": (copies,),
     "Pad": (borders,),

@@ -99,6 +99,14 @@ PRODUCTS: dict[str, Case] = {
         "MaxPool AveragePool Reshape",
         "Reshape MaxPool Reshape Reshape AveragePool Reshape",
     ),
+    "Conv over patches": (
+        "(float[2,2,9,6] x, float[6,2,3,3] w) => (float[A,B,C,D] y)"
+        "{ y = Conv<strides=[3,3]>(x, w) }",
+        {"w": K2},
+        (Limit(("Conv",), "stride", "A", "test", most=2),),
+        "Conv Reshape Transpose",
+        "Reshape Transpose Reshape Conv",
+    ),
     "Conv in groups": (
         "(float[2,6,9,9] x, float[6,2,3,3] w) => (float[A,B,C,D] y) { y = Conv<group=3>(x, w) }",
         {"w": K2},

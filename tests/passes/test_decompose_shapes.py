@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from npuc.passes.base import run
 from npuc.passes.decompose import Decompose
+from npuc.profile import Limit
 from npuc.program import Program
+from npuc.runners import OnnxRunner
 
 X = "(float[2,8,4,6] x) => (float[A,B,C,D] y) "
 RANKS = {"Gather one": "A,B,C", "Expand": "A,B,C,D,E", "Flatten": "A,B"}
@@ -158,6 +161,21 @@ def test_refuses_with_the_reason(case: str, parse: Callable[..., Program], devic
     text, supported, reason = REFUSED[case]
     step = run(parse(X + text), [Decompose()], device(supported)).steps[0]
     assert reason in " ".join(r.reason for r in step.refusals)
+
+
+def test_indices_of_two_axes(
+    parse: Callable[..., Program], device: Any, ops: Callable[[Program], list[str]]
+) -> None:
+    text = "(float[9,8] x, int64[3,2] i) => (float[3,2,8] y) { y = Gather(x, i) }"
+    limit = Limit(("Gather",), "index_rank", "A", "test", most=1)
+    before = parse(text)
+    after = run(before, [Decompose()], device("Gather Reshape", limit))
+    assert ops(after) == ["Reshape", "Gather", "Reshape"]
+    values = {
+        "x": np.arange(72, dtype=np.float32).reshape(9, 8),
+        "i": np.array([[0, 8], [-1, 3], [3, 3]]),
+    }
+    np.testing.assert_array_equal(OnnxRunner(after)(values)["y"], OnnxRunner(before)(values)["y"])
 
 
 def test_indices_that_are_computed_are_refused(parse: Callable[..., Program], device: Any) -> None:

@@ -52,7 +52,7 @@ CASES = {
         "Reshape Expand Reshape",
     ),
     "elementwise and broadcast": (
-        IMAGE + f"<{shape('s', 2, 3, 4, 2, 2, 6)}, {shape('t', 2, 12, 4, 6)}>"
+        IMAGE + f"<{shape('s', 2, 3, 4, 2, 2, 6)}, {shape('t', 2, 12, 4, 6)}, {shape('ax', 2, 3)}>"
         "{ h = Reshape(x, s) i = Relu(h) m = ReduceMax<keepdims=1>(i, ax) j = Sub(i, m)"
         " k = Exp(j) n = ReduceSum(k, ax) o = Div(k, n) y = Reshape(o, t) }",
         None,
