@@ -108,15 +108,9 @@ def infer_shapes(model: ir.Model) -> None:
     which nothing is inferred keeps the shape it has. Raises `PassError` with ONNX's reason where
     the model contradicts itself.
     """
-    light = model.clone()
-    for name, value in list(light.graph.initializers.items()):
-        if value.const_value is not None and value.const_value.nbytes > _SMALL:
-            light.graph.initializers.pop(name)
-            if not value.is_graph_input():
-                light.graph.inputs.append(value)
     try:
         proto = onnx.shape_inference.infer_shapes(
-            ir.to_proto(light), check_type=True, strict_mode=True, data_prop=True
+            ir.to_proto(light(model)), check_type=True, strict_mode=True, data_prop=True
         )
     except onnx.shape_inference.InferenceError as error:
         raise PassError(f"the model's shapes contradict each other: {_reason(error)}") from error
@@ -129,6 +123,17 @@ def infer_shapes(model: ir.Model) -> None:
             value.shape = found.shape
         if found.dtype is not None:
             value.dtype = found.dtype
+
+
+def light(model: ir.Model) -> ir.Model:
+    """Return a copy whose large weights are inputs: it fits a protobuf message."""
+    copy = model.clone()
+    for name, value in list(copy.graph.initializers.items()):
+        if value.const_value is not None and value.const_value.nbytes > _SMALL:
+            copy.graph.initializers.pop(name)
+            if not value.is_graph_input():
+                copy.graph.inputs.append(value)
+    return copy
 
 
 def _reason(error: Exception) -> str:

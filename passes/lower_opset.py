@@ -11,8 +11,11 @@ from onnx_ir.passes.common import InlinePass
 from npuc.errors import PassError, UsageError
 from npuc.passes.base import Pass, Result
 from npuc.passes.builder import Builder
+from npuc.passes.decompose import forms
+from npuc.passes.expand import Expander
 from npuc.passes.graphs import Names, drop_if_unused, infer_shapes, infer_types, label
-from npuc.passes.older_forms import CHANGED, MISSING, fits
+from npuc.passes.older_forms import CHANGED, fits, not_last
+from npuc.passes.read_back import faults
 from npuc.profile import Profile
 
 OLDEST = 11
@@ -23,9 +26,10 @@ class LowerOpset(Pass):
     """ReduceMean₁₈(x, axes)  ⇒  ReduceMean₁₃(x){axes};  Gelu₂₀(x)  ⇒  x/2·(1 + Erf(x/√2))
 
     Each node is checked against the operator's definition in opset `version`: attributes at
-    their default are dropped, inputs that were attributes become attributes again, and Gelu,
-    HardSwish and LayerNormalization are written out where they do not exist yet. (onnx's own
-    version converter cannot go below 14 with a Relu, and torch's silently stays where it was.)
+    their default are dropped, inputs that were attributes become attributes again, and operators
+    that do not exist yet are written out (`npuc.passes.decompose`). (onnx's own version converter
+    cannot go below 14 with a Relu, and torch's silently stays where it was.) The result is read
+    back: every node must be one of that opset, its attributes, inputs and dtypes with it.
 
     A model at or below `version` is left alone. Raises `UsageError` below opset 11 and
     `PassError` naming every operator that cannot be said in that opset, with the reason.
@@ -44,36 +48,56 @@ class LowerOpset(Pass):
             return Result()
         InlinePass()(model)
         infer_types(model)
-        names, faults, changes = Names(model), Counter[str](), 0
+        names, reasons, changes = Names(model), Counter[str](), 0
+        expander = Expander(forms(), lambda n: _newer(n, current, self.version), current)
+        for node in [n for n in model.graph.all_nodes() if _newer(n, current, self.version)]:
+            reason = expander.expand(node, names)
+            _count(reasons, node, reason)
+            changes += not reason
         for node in list(model.graph.all_nodes()):
-            if node.domain != "":
+            if node.domain != "" or _newer(node, current, self.version):
                 continue
-            before = (len(node.inputs), dict(node.attributes), node.graph)
-            reason = _lower(node, current, self.version, names)
-            if reason:
-                faults[f"{node.op_type}: {reason} (as in {label(node)!r})"] += 1
-            changes += before != (len(node.inputs), dict(node.attributes), node.graph)
-        if faults:
-            listed = "\n  ".join(f"{n} x {fault}" for fault, n in sorted(faults.items()))
+            before = (len(node.inputs), dict(node.attributes))
+            _count(reasons, node, _lower(node, current, self.version, names))
+            changes += before != (len(node.inputs), dict(node.attributes))
+        if reasons:
+            listed = "\n  ".join(f"{n} x {reason}" for reason, n in sorted(reasons.items()))
             raise PassError(
                 f"opset {self.version} cannot express:\n  {listed}",
                 hint="choose a higher opset, or a target whose toolchain takes one",
             )
         model.graph.opset_imports[""] = self.version
         infer_shapes(model)
+        if wrong := faults(model):
+            listed = "\n  ".join(wrong)
+            raise PassError(
+                f"what was written in opset {self.version} does not read back:\n  {listed}",
+                hint="this is a fault of npuc: report it with the model",
+            )
         return Result(changes)
+
+
+def _newer(node: ir.Node, current: int, version: int) -> str:
+    """Say why a node has to be written in other operators, "" where it has not."""
+    if node.domain != "":
+        return ""
+    if not onnx.defs.has(node.op_type, version, ""):
+        return f"the operator came with opset {_first(node.op_type, version, current)}"
+    if version < 13 <= current and node.op_type in ("Hardmax", "LogSoftmax", "Softmax"):
+        return not_last(node)
+    return ""
+
+
+def _count(reasons: Counter[str], node: ir.Node, reason: str) -> None:
+    if reason:
+        reasons[f"{node.op_type}: {reason} (as in {label(node)!r})"] += 1
 
 
 def _lower(node: ir.Node, current: int, version: int, names: Names) -> str:
     assert isinstance(node.graph, ir.Graph)
     build = Builder(node.graph, names, node.name or node.op_type.lower())
     new = onnx.defs.get_schema(node.op_type, current, "")
-    try:
-        old = onnx.defs.get_schema(node.op_type, version, "")
-    except onnx.defs.SchemaError:
-        if node.op_type not in MISSING:
-            return f"the operator came with opset {_first(node.op_type, version, current)}"
-        return MISSING[node.op_type](node, build)
+    old = onnx.defs.get_schema(node.op_type, version, "")
     if new.since_version == old.since_version:
         return ""
     inputs = [value for value in node.inputs if value is not None]

@@ -64,14 +64,19 @@ def plain_reshape(node: ir.Node, build: Builder) -> str:
     return ""
 
 
-def last_axis(node: ir.Node, build: Builder) -> str:
-    """Keep a softmax along the last axis, where flattening to two dimensions changes nothing."""
+def not_last(node: ir.Node) -> str:
+    """Say why a softmax is another one before opset 13, which flattened to two dimensions."""
     source, axis = node.inputs[0], node.attributes.get_int("axis", -1)
     rank = None if source is None or source.shape is None else len(source.shape)
-    if axis != -1 and (rank is None or axis != rank - 1):
-        return f"it runs along axis {axis}; before opset 13 only the last is alike"
+    if axis == -1 or (rank is not None and axis == rank - 1):
+        return ""
+    return f"it runs along axis {axis}; before opset 13 only the last is alike"
+
+
+def last_axis(node: ir.Node, build: Builder) -> str:
+    """Keep a softmax along the last axis, where flattening changes nothing."""
     node.attributes["axis"] = ir.AttrInt64("axis", -1)
-    return ""
+    return not_last(node)
 
 
 def no_ceil(node: ir.Node, build: Builder) -> str:
@@ -100,59 +105,6 @@ def empty_inputs(node: ir.Node, build: Builder) -> str:
     return ""
 
 
-def layer_norm(node: ir.Node, build: Builder) -> str:
-    """y = (x - mean) / √(mean((x - mean)²) + ε) · scale + b."""
-    x, scale = node.inputs[0], node.inputs[1]
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    assert x is not None and scale is not None
-    if any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
-        return "its mean or deviation is read"
-    if x.dtype != ir.DataType.FLOAT or node.attributes.get_int("stash_type", 1) != 1:
-        return "it is not computed in float32"
-    axis = node.attributes.get_int("axis", -1)
-    if axis >= 0 and x.shape is None:
-        return "the rank of its input is unknown"
-    first = axis - len(x.shape) if axis >= 0 and x.shape is not None else axis
-    axes = list(range(first, 0))
-    epsilon = np.asarray(node.attributes.get_float("epsilon", 1e-5), np.float32)
-    centred = build.op("Sub", x, build.op("ReduceMean", x, axes=axes, keepdims=1))
-    square = build.op("Mul", centred, centred)
-    variance = build.op("ReduceMean", square, axes=axes, keepdims=1)
-    deviation = build.op("Sqrt", build.op("Add", variance, build.constant("epsilon", epsilon)))
-    result = build.op("Mul", build.op("Div", centred, deviation), scale)
-    build.replace(node, [result if bias is None else build.op("Add", result, bias)])
-    return ""
-
-
-def gelu(node: ir.Node, build: Builder) -> str:
-    """y = x/2·(1 + erf(x/√2)), or x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))."""
-    x = node.inputs[0]
-    assert x is not None and x.dtype is not None
-    kind = x.dtype.numpy()
-
-    def number(name: str, value: float) -> ir.Value:
-        return build.constant(name, np.asarray(value, kind))
-
-    if node.attributes.get_string("approximate", "none") == "tanh":
-        cube = build.op("Mul", build.op("Mul", x, x), x)
-        inner = build.op("Add", x, build.op("Mul", cube, number("cubic", 0.044715)))
-        curve = build.op("Tanh", build.op("Mul", inner, number("slope", np.sqrt(2 / np.pi))))
-    else:
-        curve = build.op("Erf", build.op("Div", x, number("root", np.sqrt(2))))
-    half = build.op("Mul", x, number("half", 0.5))
-    build.replace(node, [build.op("Mul", half, build.op("Add", curve, number("one", 1)))])
-    return ""
-
-
-def hard_swish(node: ir.Node, build: Builder) -> str:
-    """y = x·max(0, min(1, x/6 + 1/2))."""
-    x = node.inputs[0]
-    assert x is not None
-    gate = build.op("HardSigmoid", x, alpha=1 / 6, beta=0.5)
-    build.replace(node, [build.op("Mul", x, gate)])
-    return ""
-
-
 Rewrite = Callable[[ir.Node, Builder], str]
 CHANGED: Mapping[str, tuple[tuple[int, Rewrite], ...]] = {
     **{f"Reduce{kind}": ((18, axes_to_attribute),) for kind in _KINDS},
@@ -169,12 +121,6 @@ CHANGED: Mapping[str, tuple[tuple[int, Rewrite], ...]] = {
     "Resize": ((13, empty_inputs),),
 }
 """Operator → (opset that changed it, how to undo that change), newest first."""
-MISSING: Mapping[str, Rewrite] = {
-    "LayerNormalization": layer_norm,
-    "Gelu": gelu,
-    "HardSwish": hard_swish,
-}
-"""Operators that can be written in older ones."""
 
 
 def fits(node: ir.Node, new: onnx.defs.OpSchema, old: onnx.defs.OpSchema) -> str:

@@ -10,6 +10,7 @@ import pytest
 from npuc.errors import PassError, UsageError
 from npuc.passes.base import run
 from npuc.passes.lower_opset import LowerOpset
+from npuc.passes.read_back import faults
 from npuc.profile import Profile
 from npuc.program import Program
 
@@ -38,7 +39,13 @@ LOWERED = {
     ),
     "Softmax": (X + "{ y = Softmax(x) }", 11, ["Softmax"]),
     "Softmax, last axis by number": (X + "{ y = Softmax<axis=3>(x) }", 11, ["Softmax"]),
-    "Gelu": (X + "{ y = Gelu(x) }", 11, ["Div", "Erf", "Mul", "Add", "Mul"]),
+    "Softmax, static": (
+        X.replace("[N", "[3") + "{ y = Softmax<axis=1>(x) }",
+        11,
+        ["Transpose", "Softmax", "Transpose"],
+    ),
+    "Mish": (X + "{ y = Mish(x) }", 11, ["Softplus", "Tanh", "Mul"]),
+    "Gelu": (X + "{ y = Gelu(x) }", 11, ["Mul", "Erf", "Mul", "Add", "Mul"]),
     "Gelu tanh": (
         X + '{ y = Gelu<approximate="tanh">(x) }',
         11,
@@ -135,10 +142,11 @@ def test_names_what_it_cannot_say(op: str, parse: Callable[..., Program], profil
 
 
 def test_all_faults_at_once(parse: Callable[..., Program], profile: Profile) -> None:
-    text = X + "{ a = Softmax<axis=1>(x) b = Softmax<axis=1>(a) c = Mish(b) y = Relu(c) }"
+    text = X + "{ a = Softmax<axis=1>(x) b = Softmax<axis=1>(a) c = IsInf(b) d = Cast<to=6>(c)"
+    text += " e = BitwiseNot(d) y = Cast<to=1>(e) }"
     with pytest.raises(PassError) as caught:
         run(parse(text), [LowerOpset(12)], profile)
-    assert "Mish: the operator came with opset 18" in caught.value.message
+    assert "BitwiseNot: the operator came with opset 18" in caught.value.message
     assert "softmax_0" in caught.value.message and "softmax_1" in caught.value.message
 
 
@@ -168,6 +176,39 @@ def test_bodies_are_lowered_too(
     assert after.opset == 12
     assert "HardSwish" not in {n.op_type for n in nodes}  # it begins with opset 14
     assert [len(n.inputs) for n in nodes if n.op_type == "ReduceMean"] == [1]  # axes: attribute
+
+
+BROKEN = {
+    "has no such operator": ("{ y = Mish(x) }", {}, 17),
+    "has no attribute noop_with_empty_axes": (
+        "{ y = ReduceMean<noop_with_empty_axes=0>(x) }",
+        {},
+        13,
+    ),
+    "attribute axis is FLOAT, opset 13 has INT": ("{ y = Softmax(x) }", {"axis": 1.0}, 13),
+    "opset 13 needs attribute kernel_shape": ("{ y = MaxPool<kernel_shape=[1,1]>(x) }", {}, 13),
+    "it has 2 inputs, opset 13 takes 1 to 1": (AXES + "{ y = ReduceMean(x, a) }", {}, 13),
+    "takes no tensor(bfloat16) as input 'X'": ("{ y = HardSigmoid(x) }", {}, 13),
+}
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_reading_back_finds_what_does_not_fit(reason: str, parse: Callable[..., Program]) -> None:
+    text, attributes, version = BROKEN[reason]
+    model = parse(X + text).model
+    model.graph.opset_imports[""] = version
+    node = model.graph[0]
+    for name, value in attributes.items():
+        node.attributes[name] = ir.AttrFloat32(name, value)
+    if "kernel_shape" in reason:
+        del node.attributes["kernel_shape"]
+    if "bfloat16" in reason:
+        model.graph.inputs[0].dtype = ir.DataType.BFLOAT16
+    assert any(reason in fault for fault in faults(model)), faults(model)
+
+
+def test_reading_back_a_good_model_finds_nothing(parse: Callable[..., Program]) -> None:
+    assert faults(parse(X + "{ h = Mish(x) y = Gelu(h) }").model) == []
 
 
 def test_large_weights_are_kept(
