@@ -77,7 +77,7 @@ def divide(x: Array, by: Array | np.int64) -> Array:
 
 
 def function(name: str, opset: int) -> ir.Function:
-    """Build `HIGH_MUL` or `DIVIDE` as an ONNX function, int64 in and out."""
+    """Build `HIGH_MUL` or `DIVIDE` as an ONNX function, int64 in and out, of int32 values."""
     head = f'<domain: "{DOMAIN}", opset_import: ["": {opset}]>\n'
     return ir.serde.deserialize_function(onnx.parser.parse_function(head + _TEXT[name]))
 

@@ -14,6 +14,7 @@ from npuc.passes.base import Pass, Result
 from npuc.passes.graphs import Names, infer_shapes, label
 from npuc.passes.held import PARAMETERS, moves
 from npuc.passes.lookup import CODES, FUNCTIONS, Array, function_of, table
+from npuc.passes.qdq_results import carries
 from npuc.passes.qdq_sites import DATA_INPUTS
 from npuc.passes.round_to import DOMAIN
 from npuc.passes.tflite_graph import Kernels, functions
@@ -23,6 +24,7 @@ from npuc.passes.tflite_sites import (
     Outcome,
     coding,
     holds_codes,
+    is_dequantized,
     limits,
     operand,
     outcome,
@@ -94,9 +96,12 @@ class _Work:
         data = _data(node)
         if not any(holds_codes(v) for v in data):
             return
+        if carries(node) or node.op_type == "QuantizeLinear":
+            data = [v for v in data if is_dequantized(v)]  # others: from where they are moved
         try:
             if node.op_type == "QuantizeLinear":
-                self._recode(node, operand(data[0]))
+                for value in data:
+                    self._recode(node, operand(value))
             elif node.op_type not in CLAMPS and moves(node):
                 self._move(node, data)
             else:
@@ -122,7 +127,7 @@ class _Work:
 
     def _move(self, node: ir.Node, data: list[ir.Value]) -> None:
         found = [q for v in node.outputs for q in quantizers(v)]
-        if not found:
+        if not found or not data:
             return
         operands = [operand(v) for v in data]
         if len(operands) == 1:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from npuc.passes import fixed_point as fixed
 from npuc.passes import tflite_softmax as softmax
-from npuc.passes.builder import Array
+from npuc.passes.builder import Array, Attribute
 from npuc.passes.fixed_point import DOUBLE, Multiplier
 from npuc.passes.graphs import Names
 from npuc.passes.round_to import DOMAIN
@@ -38,6 +38,10 @@ class Kernels(Writer):
     def __init__(self, graph: ir.Graph, names: Names, prefix: str, opset: int) -> None:
         super().__init__(graph, names, prefix, opset)
         self.called: list[str] = []
+
+    def op(self, op_type: str, *inputs: ir.Value, **attributes: Attribute) -> ir.Value:
+        """Append a node with one output; its type is left to shape inference."""
+        return self.several(op_type, inputs, 1, **attributes)[0]
 
     def lookup(self, codes: ir.Value, table: Array) -> ir.Value:
         """Return table[code + 128]."""

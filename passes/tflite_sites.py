@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from npuc.passes.graphs import constant, drop_if_unused
-from npuc.passes.qdq_sites import LAYOUT
+from npuc.passes.qdq_results import carries
 from npuc.passes.tflite_kernels import HIGH, LOW, Coding
 from npuc.passes.writer import Unfit, given
 
@@ -41,10 +41,10 @@ def is_dequantized(value: ir.Value | None) -> bool:
 
 
 def holds_codes(value: ir.Value | None) -> bool:
-    """Whether a value is dequantized codes, at once or behind operators of layout."""
+    """Whether a value is dequantized codes, at once or behind operators that move them."""
     while value is not None and not is_dequantized(value):
         producer = value.producer()
-        if producer is None or producer.op_type not in LAYOUT or producer.domain != "":
+        if producer is None or not carries(producer):
             return False
         value = producer.inputs[0]
     return value is not None
@@ -109,12 +109,13 @@ def limits(node: ir.Node, out: Coding) -> tuple[int, int]:
 
 
 def quantizers(value: ir.Value) -> Iterator[ir.Node]:
-    """Yield the QuantizeLinear nodes that read a value, at once or through clamps."""
+    """Yield the QuantizeLinear nodes that read a value, through what moves and clamps it."""
     for reader in value.consumers():
         if reader.op_type == "QuantizeLinear" and reader.inputs[0] is value:
             yield reader
-        elif reader.op_type in CLAMPS and reader.inputs[0] is value:
-            yield from quantizers(reader.outputs[0])
+        elif reader.inputs[0] is value and (reader.op_type in CLAMPS or carries(reader)):
+            for moved in reader.outputs:
+                yield from quantizers(moved)
 
 
 def sweep(value: ir.Value | None) -> None:

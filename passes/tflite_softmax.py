@@ -91,7 +91,11 @@ def softmax(codes: Array, axis: int, source: Coding) -> Array:
 
 
 def function(opset: int) -> ir.Function:
-    """Build `reciprocal` as an ONNX function of int64."""
+    """Build `reciprocal` as an ONNX function of int64.
+
+    Less and Where limit the result: ONNX Runtime 1.31.1's Min, Max, Clip and Sign of int64 compare
+    the low words as signed, so 2^31 is below 2^31 - 1.
+    """
     powers = ", ".join(str(1 << bit) for bit in range(32))
     steps = "".join(
         f"""
@@ -125,7 +129,8 @@ def function(opset: int) -> ir.Function:
   scaled = {DOMAIN}.{HIGH_MUL} (half, slope)
   x0 = Add (line, scaled){steps}
   doubled = Mul (x3, double)
-  scale = Min (doubled, one)
+  fits = Less (doubled, one)
+  scale = Where (fits, doubled, one)
   divisor = Div (places, shift)
 }}
 """
