@@ -24,7 +24,7 @@ def run(module: Any, level: Level) -> Any:
     module = FoldConstants(module, codes=True).run()
     passes = [
         t.DeadCodeElimination(),
-        t.LegalizeOps({**pointwise.legalizations(), "relax.take": _take}),
+        t.LegalizeOps({**pointwise.legalizations(), "relax.take": take}),
         t.AnnotateTIROpPattern(),
         t.FoldConstant(),
         t.FuseOps(),
@@ -34,7 +34,7 @@ def run(module: Any, level: Level) -> Any:
     return schedule.run(tvm.transform.Sequential(passes)(module), level.lanes)
 
 
-def _take(bb: Any, call: Any) -> Any:
+def take(bb: Any, call: Any) -> Any:
     """Gather without reading foreign memory: what is out of bounds is NaN, or for integers the
     nearest element, where ONNX Runtime raises an error."""
     from tvm import topi

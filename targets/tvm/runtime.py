@@ -58,7 +58,7 @@ class _Library:
     def __init__(self, library: bytes, inputs: tuple[Port, ...], outputs: tuple[Port, ...]):
         self.outputs = outputs
         self._inputs = tuple((p, _aligned(p)) for p in inputs)
-        self._main = _open(library)["main"]
+        self._main = opened(library)["main"]
 
     def __call__(self, values: Tensors) -> list[Array]:
         import tvm_ffi
@@ -145,11 +145,11 @@ def _aligned(port: Port) -> Array:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _open(library: bytes) -> Any:
+def opened(library: bytes) -> Any:
     """Load a library and start its virtual machine on the CPU."""
     import tvm_ffi
 
-    _runtime()
+    prepared()
     # dlopen needs a file; once it is mapped, the name can go.
     with tempfile.NamedTemporaryFile(prefix="npuc-", suffix=".so") as file:
         file.write(library)
@@ -162,7 +162,8 @@ def _open(library: bytes) -> Any:
 
 
 @functools.cache
-def _runtime() -> ctypes.CDLL:
+def prepared() -> ctypes.CDLL:
+    """Load TVM's runtime library; raises `ToolchainError` where it is not installed."""
     # Pinned workers collapse to a tenth of the speed when anything else uses their core, and TVM
     # takes half the CPUs for hyperthreads. Both are read once, when its threads start.
     os.environ.setdefault("TVM_BIND_THREADS", "0")

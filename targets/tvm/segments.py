@@ -96,7 +96,7 @@ def cut(model: ir.Model, refused: set[ir.Node]) -> list[Segment]:
         if taken:
             groups.append((place, taken))
         waiting, place = left, (TVM if place == ORT else ORT)
-    return [Segment(where, _extract(model, nodes, groups)) for where, nodes in groups]
+    return [Segment(where, extract(model, nodes, groups)) for where, nodes in groups]
 
 
 def _reads(node: ir.Node) -> Iterator[ir.Value]:
@@ -112,7 +112,7 @@ def _reads(node: ir.Node) -> Iterator[ir.Value]:
             yield from (v for v in body.outputs if v not in own)
 
 
-def _extract(
+def extract(
     model: ir.Model, nodes: list[ir.Node], groups: list[tuple[str, list[ir.Node]]]
 ) -> ir.Model:
     """Return a model of some nodes: its inputs and outputs are what crosses its edges."""

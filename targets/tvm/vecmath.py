@@ -4,14 +4,11 @@ LLVM has no vector exp, tanh or erf and would call the C library for every lane.
 and infinities go where the function goes.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from npuc.targets.tvm.emit import Kernel, cast, constant, lanes_of
-
-_names = itertools.count()
 
 Let = Callable[[Any, Callable[[Any], Any]], Any]
 """(value, body) → the body over the value's name, so that the value is computed once."""
@@ -21,7 +18,7 @@ def in_expression(value: Any, body: Callable[[Any], Any]) -> Any:
     """Name a value inside an expression: for operator definitions, which are one expression."""
     from tvm import tirx as t
 
-    var = t.Var(f"t{next(_names)}", value.ty)
+    var = t.Var("t", value.ty)  # names are for reading: a counter would tell builds apart
     return t.Let(var, value, body(var))
 
 
