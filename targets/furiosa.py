@@ -1,4 +1,4 @@
-"""FuriosaAI's chips: Warboy with furiosa-compiler."""
+"""FuriosaAI's chips: Warboy with furiosa-compiler, RNGD with furiosa-torch."""
 
 import os
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from npuc.targets import foreign, vendor
 from npuc.targets import kit as kits
 from npuc.targets.base import Built, Handover, LowerOptions, Toolchain
 from npuc.targets.foreign import Found
+from npuc.targets.furiosa_torch import FuriosaTorch
 from npuc.targets.npu import Npu
 
 COMPILER = "NPUC_WARBOY_COMPILER"
@@ -32,6 +33,11 @@ REMEDY = (
 def warboy() -> Npu:
     """Return FuriosaAI Warboy."""
     return Npu.named("warboy", FuriosaCompiler())
+
+
+def rngd() -> Npu:
+    """Return FuriosaAI RNGD."""
+    return Npu.named("rngd", FuriosaTorch())
 
 
 class FuriosaCompiler:
@@ -82,7 +88,11 @@ class FuriosaCompiler:
         )
         version = found.toolchain.version
         return Built(
-            files={BINARY: binary.read_bytes(), kits.LOG: log, kits.REQUEST: request},
+            files={
+                BINARY: binary.read_bytes(),
+                kits.REQUEST: request,
+                **({kits.LOG: log} if log else {}),
+            },
             said=f"{self.name} {version} compiled {BINARY} for {npu}; not run",
             version=version,
         )

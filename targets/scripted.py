@@ -69,9 +69,9 @@ class Script:
         return Built(
             files={
                 self.binary: binary.read_bytes(),
-                kit.LOG: log,
                 kit.REQUEST: request,
                 **script,
+                **({kit.LOG: log} if log else {}),
             },
             said=f"{self.name} {version} compiled {self.binary} for {target}; not run",
             version=version,
