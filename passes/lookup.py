@@ -31,8 +31,8 @@ def table(function: Callable[[Array], Array], source: Coding, out: Coding) -> Ar
 
     z_out + round(f32(f32(f(f32(s·(q - z)))) · f32(1 / s_out))), ties away from zero, saturated;
     NaN becomes the lowest code, as QuantizeLinear has it. `function` maps doubles to doubles.
-    Formula: LiteRT ``LUTPopulate``. It is TFLite's for Sigmoid, Tanh, Elu, Exp, Gelu and Log; for
-    an operator without such a kernel it is npuc's assumption.
+    Formula: LiteRT ``LUTPopulate``. It is TFLite's for Sigmoid, Tanh, Exp, Gelu and Log, checked
+    against LiteRT 2.3.0, and for Elu; for an operator without such a kernel npuc assumes it.
     """
     reals = np.float32(source.scale) * (CODES - source.zero).astype(np.float32)
     with np.errstate(all="ignore"):  # poles and overflow give ±Inf, which saturates

@@ -50,9 +50,9 @@ class TfliteArithmetic(Pass):
 
     - Add, Sum of two, Sub, Mul, AveragePool, ReduceMean, GlobalAveragePool (as Mean, which is what
       converters make of it) and Softmax become integer arithmetic;
-    - operators of one tensor become tables of 256 codes: Relu, Clip, LeakyRelu, HardSwish as their
-      kernels have it, others from the function itself, half away from zero (`npuc.passes.lookup`
-      says which of them are assumed);
+    - operators of one tensor become tables of 256 codes: Relu, Clip, LeakyRelu, HardSwish,
+      Abs and Sqrt as their kernels have it, others from the function itself, half away from zero
+      (`npuc.passes.lookup` says which of them are assumed);
     - operators that move values need one coding on all sides; where the graph has several, codes
       are requantized, as a converter does.
 
@@ -254,14 +254,19 @@ def _table(node: ir.Node, source: kernels.Coding, out: Outcome) -> Array:
     if node.op_type == "LeakyRelu":
         alpha = node.attributes.get_float("alpha", 0.01)
         return kernels.leaky_relu(CODES, alpha, source, out.coding)
-    if node.op_type == "HardSwish":
-        return kernels.hard_swish(CODES, source, out.coding)
+    if node.op_type in _OWN_KERNELS:
+        return _OWN_KERNELS[node.op_type](CODES, source, out.coding)
     function = function_of(node)
     if isinstance(function, str):
         raise Unfit(function)
     return table(function, source, out.coding)
 
 
+_OWN_KERNELS = {
+    "Abs": kernels.absolute,
+    "HardSwish": kernels.hard_swish,
+    "Sqrt": kernels.square_root,
+}
 _KERNELS: Mapping[str, Callable[[ir.Node, Kernels, Outcome], ir.Value]] = {
     "Add": _add,
     "Sum": _add,

@@ -127,6 +127,19 @@ def leaky_relu(codes: Array, alpha: float, source: Coding, out: Coding) -> Array
     return clamp(np.where(x >= 0, above, -below if alpha < 0 else below) + out.zero)
 
 
+def absolute(codes: Array, source: Coding, out: Coding) -> Array:
+    """|x|, rescaled as Relu is."""
+    by = Multiplier.of(_ratio(source.scale, out.scale))
+    return clamp(multiply(np.abs(_wide(codes) - source.zero), by) + out.zero)
+
+
+def square_root(codes: Array, source: Coding, out: Coding) -> Array:
+    """√x in float32, cut to an integer, not rounded; the kernel refuses x < 0, here code -128."""
+    x = np.float32(source.scale) * (_wide(codes) - source.zero).astype(np.float32)
+    units = np.trunc(np.sqrt(np.maximum(x, 0)) / np.float32(out.scale))
+    return np.where(x < 0, LOW, clamp(np.minimum(units, 2 * HIGH + 1).astype(np.int64) + out.zero))
+
+
 def hard_swish(codes: Array, source: Coding, out: Coding) -> Array:
     """x · relu6(x + 3) / 6 in 16-bit fixed point.
 

@@ -158,6 +158,8 @@ UNARY: dict[str, tuple[Coding, Callable[[], Array]]] = {
         lambda: kernels.relu(CODES, A, C, (C.code(-1), C.code(6))),
     ),
     "y = LeakyRelu <alpha = 0.3> (x)": (C, lambda: kernels.leaky_relu(CODES, 0.3, A, C)),
+    "y = Abs (x)": (C, lambda: kernels.absolute(CODES, A, C)),
+    "y = Sqrt (x)": (C, lambda: kernels.square_root(CODES, A, C)),
     "y = HardSwish (x)": (C, lambda: kernels.hard_swish(CODES, A, C)),
     "y = Identity (x)": (C, lambda: kernels.requantize(CODES, A, C)),
     "y = Reshape (x, shape)": (C, lambda: kernels.requantize(CODES, A, C)),
