@@ -161,8 +161,8 @@ def _outcome(
     start = common[-1].program if common else exported
     own, fault = _stages(start, pipeline._prepare(target), profile)
     places = source_lines.known(exported.model)
-    ledger = Ledger.of(judge(exported, profile))
     program, kinds = exported, _kinds(exported)
+    ledger = Ledger.of(judge(exported, profile), kinds)
     written: dict[tuple[str, str], Mapping[str, int]] = {}
     for stage in (*common, *own):
         program, before, kinds = stage.program, kinds, _kinds(stage.program)

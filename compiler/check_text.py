@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from npuc.check import Outcome
 from npuc.ledger import REFUSED, Fixed, Open
 from npuc.legality import NOT_PUBLIC, Finding, spelled
+from npuc.partition import Crossing
 from npuc.remedies import edit
 from npuc.text import columns, counts, size
 
@@ -105,8 +106,7 @@ def _block(outcome: Outcome) -> Iterator[str]:
     if between := len(outcome.host.keys() - found):
         yield f"    {between} more stand between those: their tensors would cross twice"
     if outcome.crossings:
-        total = sum(c.bytes for c in outcome.crossings)
-        crossing = f"{_tensors(len(outcome.crossings))}, {size(total)}"
+        crossing = f"{_tensors(len(outcome.crossings))}, {_size(outcome.crossings)}"
         yield f"  {crossing} a call, cross to the host or back"
     if outcome.fixed:
         yield "  mended by npuc's passes:"
@@ -150,8 +150,8 @@ def fixes(group: Sequence[Open], outcome: Outcome) -> list[str]:
     if group[0].finding.verdict == "host":
         names = {item.finding.node for item in group}
         touched = frozenset().union(*(outcome.touched.get(name, frozenset()) for name in names))
-        sent = sum(c.bytes for c in outcome.crossings if c.tensor in touched)
-        cost = f": {_tensors(len(touched))}, {size(sent)} cross per call" if touched else ""
+        sent = _size([c for c in outcome.crossings if c.tensor in touched])
+        cost = f": {_tensors(len(touched))}, {sent} cross per call" if touched else ""
         found.append(f"left as it is, it runs on the host{cost}")
     return [*found, edit(group[0].finding)]
 
@@ -198,6 +198,12 @@ def _places(findings: Sequence[Finding]) -> str:
         shown.append(f"{finding.node} ({where})" if where else finding.node)
     more = len(named) - NAMED
     return ", ".join([*shown, *([f"{more} more"] if more > 0 else [])])
+
+
+def _size(crossings: Sequence[Crossing]) -> str:
+    """Spell their bytes; a tensor without a fixed size counts none."""
+    total = size(sum(crossing.bytes for crossing in crossings))
+    return total if all(crossing.bytes for crossing in crossings) else f"{total} or more"
 
 
 def _tensors(count: int) -> str:

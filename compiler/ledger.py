@@ -34,21 +34,23 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What is open and what was fixed, so far."""
+    """What is open and what was fixed, so far. `own` names the original's nodes."""
 
     open: tuple[Open, ...]
+    own: frozenset[str] = frozenset()
     fixed: tuple[Fixed, ...] = ()
 
     @classmethod
-    def of(cls, findings: Iterable[Finding]) -> "Ledger":
+    def of(cls, findings: Iterable[Finding], own: Iterable[str] = ()) -> "Ledger":
         """Start with what is said of the original."""
-        return cls(tuple(Open(found) for found in findings))
+        return cls(tuple(Open(found) for found in findings), frozenset(own))
 
     def after(self, step: str, findings: Sequence[Finding]) -> "Ledger":
         """Return the ledger after a pass, given what is said of its result.
 
         A finding goes on where the same node has it; one whose node is gone goes on as one of the
-        same operator, measure and bound that no node had before.
+        same operator, measure and bound that no node had before. What is new on a node of the
+        original did not come with the pass: it was hidden behind unknown shapes.
         """
         gone, went_on, new = _pair(self.open, findings, _node)
         gone, moved, new = _pair(gone, new, _kind)
@@ -58,8 +60,8 @@ class Ledger:
             for old in gone
             if old.finding.verdict in REFUSED and not old.came
         ]
-        still = (*went_on, *moved, *(Open(found, step) for found in new))
-        return Ledger(still, (*self.fixed, *fixed))
+        came = [Open(found, "" if found.node in self.own else step) for found in new]
+        return Ledger((*went_on, *moved, *came), self.own, (*self.fixed, *fixed))
 
 
 def _node(finding: Finding) -> Hashable:

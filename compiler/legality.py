@@ -64,7 +64,8 @@ def judge(program: Program, profile: Profile) -> tuple[Finding, ...]:
 
     Shapes must be inferred; what they leave open and a limit asks for is "unknown".
     """
-    nodes = [found for node in work(program.model) for found in _node(node, profile)]
+    fixed = not program.symbols
+    nodes = [found for node in work(program.model) for found in _node(node, profile, fixed)]
     return (*_whole(program, profile), *nodes)
 
 
@@ -74,11 +75,11 @@ def place(program: Program, profile: Profile) -> Mapping[str, str]:
     A node is there where its kind is not in a public ``ops.supported``, or is in ``ops.on_host``,
     where it breaks a limit, or where that holds of a node in its body.
     """
-    counted = set(work(program.model))
+    counted, fixed = set(work(program.model)), not program.symbols
     reasons: dict[str, str] = {}
     for outer in program.model.graph:
         for node in (outer, *_inside(outer)):
-            hosted = _node(node, profile) if node in counted else ()
+            hosted = _node(node, profile, fixed) if node in counted else ()
             if found := next((f for f in hosted if f.verdict == "host"), None):
                 inner = "" if node is outer else f"{node.op_type} in its body: "
                 reasons[label(outer)] = inner + found.reason
@@ -123,7 +124,8 @@ def _repeats(node: ir.Node) -> bool:
     return not node.op_type.startswith(("Random", "Bernoulli", "Multinomial"))
 
 
-def _node(node: ir.Node, profile: Profile) -> Iterator[Finding]:
+def _node(node: ir.Node, profile: Profile, fixed: bool) -> Iterator[Finding]:
+    """Yield what a profile says of a node; `fixed` says that the inputs' sizes are numbers."""
     supported, kind = profile.supported, node.op_type
     here = (label(node), f"{node.domain}::{kind}" if node.domain else kind)
     place = (source_lines.line(node), source_lines.module(node))
@@ -136,14 +138,14 @@ def _node(node: ir.Node, profile: Profile) -> Iterator[Finding]:
     if host is not None and not node.domain and kind in host.value:
         bound = "run on the host, by the vendor's own table"
         yield Finding(*here, "operator", kind, bound, "host", host.grade, host.source, *place)
-    for name, value, bound, verdict, said in _broken(node, profile):
+    for name, value, bound, verdict, said in _broken(node, profile, fixed):
         yield Finding(*here, name, value, bound, verdict, said.grade, said.source, *place)
 
 
 Broken = tuple[str, Any, str, Verdict, Fact | Limit]
 
 
-def _broken(node: ir.Node, profile: Profile) -> Iterator[Broken]:
+def _broken(node: ir.Node, profile: Profile, fixed: bool) -> Iterator[Broken]:
     for limit in profile.limits:
         if node.domain == "" and node.op_type in limit.ops:
             yield from _against(node, limit)
@@ -160,16 +162,13 @@ def _broken(node: ir.Node, profile: Profile) -> Iterator[Broken]:
         if isinstance(value, int) and value % align.value:
             yield "last_dim", value, f"a multiple of {align.value} runs faster", "note", align
     static = profile.facts.get("shapes.static")
-    if static is not None and static.value and (size := _own_dynamic(node)):
+    if fixed and static is not None and static.value and (size := _dynamic(node)):
         yield "shape", size, "must not depend on the data", "host", static
 
 
-def _own_dynamic(node: ir.Node) -> str:
-    """Name the output whose size a node finds in its data: all it reads has a fixed size."""
-    inputs = [shape(v) for v in node.inputs if v is not None]
-    if any(sizes is None or None in sizes for sizes in inputs):
-        return ""
-    for value in node.outputs:
+def _dynamic(node: ir.Node) -> str:
+    """Spell a shape that a node reads or makes and that is found only in the data: ``4x?``."""
+    for value in (*node.outputs, *node.inputs):
         sizes = shape(value)
         if sizes is not None and None in sizes:
             return "x".join("?" if d is None else str(d) for d in sizes)

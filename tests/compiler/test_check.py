@@ -278,6 +278,11 @@ def test_what_comes_and_goes_again_is_not_fixed() -> None:
     assert (ledger.open, ledger.fixed) == ((), ())
 
 
+def test_what_unknown_shapes_hid_came_with_no_pass() -> None:
+    ledger = Ledger.of([], ["a"]).after("p", [finding("a"), finding("b")])
+    assert [(item.finding.node, item.came) for item in ledger.open] == [("a", ""), ("b", "p")]
+
+
 def test_every_measure_has_a_remedy() -> None:
     whole = {"batch", "dimension", "memory", "opset", "pass", "shape"}
     assert set(remedies.MEASURES) == set(features.MEASURES) | whole

@@ -232,8 +232,13 @@ def test_data_dependent_sizes_go_to_the_host() -> None:
     }
     """)
     chip = profile({"shapes.static": True})
-    (found,) = [f for f in judge(model, chip) if f.node]
-    assert (found.node, found.reason) == ("find", "shape 2x?: must not depend on the data")
+    assert [f.node for f in judge(model, chip) if f.node] == ["find", "turn", "take"]
+    assert judge(model, chip)[-1].reason == "shape ?: must not depend on the data"
+    assert list(place(model, chip)) == ["find", "turn", "take"]
+
+
+def test_sizes_that_are_not_bound_yet_do_not_depend_on_the_data() -> None:
+    assert place(DYNAMIC, profile({"shapes.static": True})) == {}
 
 
 def test_a_body_with_a_host_operator_takes_its_branch_to_the_host() -> None:
