@@ -65,7 +65,8 @@ def _program(name: str) -> Program:
             proto.graph.initializer.append(onnx.numpy_helper.from_array(array, tensor.name))
     for value in proto.graph.input:
         value.name = RENAMED.get(value.name, value.name)
-    for node in proto.graph.node:
+    for number, node in enumerate(proto.graph.node):
+        node.name = f"{node.op_type} {number}".lower().replace(" ", "_")
         for names in (node.input, node.output):
             names[:] = [RENAMED.get(n, n) for n in names]
     del proto.graph.value_info[:]
