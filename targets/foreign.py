@@ -26,8 +26,11 @@ import importlib.metadata as m, importlib.util as u, json, sys
 def version(name):
     try: return m.version(name)
     except m.PackageNotFoundError: return ""
+def there(module):
+    try: return u.find_spec(module) is not None
+    except ImportError: return False
 pairs = json.loads(sys.argv[1])
-print(json.dumps([[u.find_spec(module) is not None, version(name)] for name, module in pairs]))
+print(json.dumps([[there(module), version(name)] for name, module in pairs]))
 """
 
 
