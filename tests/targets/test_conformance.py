@@ -199,7 +199,8 @@ def test_lowering_gives_files_and_says_what_was_done(name: str, model: str, prec
         assert payload.vendor
     kinds = {node.op_type for node in program.model.graph}
     assert {kind.rpartition("::")[2] for kind in payload.placement} <= kinds
-    assert {"MatMul", "Conv"} & set(payload.placement)
+    matrix = {"MatMul", "Conv", "MatMulInteger", "ConvInteger"}  # the latter in whole-int8 twins
+    assert matrix & set(payload.placement)
 
 
 @pytest.mark.parametrize(("name", "model", "precision"), cases())
