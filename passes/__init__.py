@@ -37,8 +37,10 @@ def legalise(profile: Profile) -> tuple[Pass, ...]:
 
     A fact that is not public asks for nothing.
     """
+    from npuc.passes.align_channels import AlignChannels
     from npuc.passes.decompose import Decompose
     from npuc.passes.decompose_rnn import DecomposeRnn
+    from npuc.passes.narrow_int64 import NarrowInt64
     from npuc.passes.reduce_rank import ReduceRank
 
     supported = profile.supported
@@ -49,6 +51,10 @@ def legalise(profile: Profile) -> tuple[Pass, ...]:
         passes.append(Decompose())
     if "ops.rank_max" in profile.facts:
         passes.append(ReduceRank())  # after: what was written out may have more axes
+    if "ops.dtypes" in profile.facts:
+        passes.append(NarrowInt64())
+    if "align.channels" in profile.facts:
+        passes.append(AlignChannels())
     return tuple(passes)
 
 
@@ -80,6 +86,7 @@ def _as_written(scheme: IntScheme) -> bool:
 
 def catalogue() -> Mapping[str, type[Pass]]:
     """Return every pass npuc has by name, in alphabetical order."""
+    from npuc.passes.align_channels import AlignChannels
     from npuc.passes.decompose import Decompose
     from npuc.passes.decompose_rnn import DecomposeRnn
     from npuc.passes.drop_unused import DropUnused
@@ -88,6 +95,7 @@ def catalogue() -> Mapping[str, type[Pass]]:
     from npuc.passes.fold_constants import FoldConstants
     from npuc.passes.integer_arithmetic import IntegerArithmetic
     from npuc.passes.lower_opset import LowerOpset
+    from npuc.passes.narrow_int64 import NarrowInt64
     from npuc.passes.quantize import Quantize
     from npuc.passes.reduce_rank import ReduceRank
     from npuc.passes.round_floats import RoundFloats
@@ -95,6 +103,7 @@ def catalogue() -> Mapping[str, type[Pass]]:
     from npuc.passes.tflite_arithmetic import TfliteArithmetic
 
     every: tuple[type[Pass], ...] = (
+        AlignChannels,
         Decompose,
         DecomposeRnn,
         DropUnused,
@@ -103,6 +112,7 @@ def catalogue() -> Mapping[str, type[Pass]]:
         FoldConstants,
         IntegerArithmetic,
         LowerOpset,
+        NarrowInt64,
         Quantize,
         ReduceRank,
         RoundFloats,
