@@ -58,7 +58,7 @@ class AlignChannels(Pass):
 
 def _axis(node: ir.Node) -> int:
     """Return the axis of the weight that counts results."""
-    return 0 if node.op_type == "Conv" or node.attributes.get_int("transB", 0) else 1
+    return 0 if node.op_type == "Conv" or node.attributes.get_int("transB", 0) == 1 else 1
 
 
 def _missing(node: ir.Node, multiple: int) -> tuple[str, int]:
@@ -66,7 +66,7 @@ def _missing(node: ir.Node, multiple: int) -> tuple[str, int]:
     if weight is None:
         return "its weight is not a constant", 0
     missing = -weight.shape[_axis(node)] % multiple
-    if missing and node.attributes.get_int("group", 1) != 1:
+    if missing > 0 and node.attributes.get_int("group", 1) != 1:
         return "it has groups", 0
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if missing and bias is not None and constant(bias) is None:

@@ -36,7 +36,7 @@ class Builder:
         return initializer(self._graph, free, np.asarray(array, order="C"))
 
     def several(
-        self, op_type: str, inputs: Sequence[ir.Value], outputs: int, **attributes: Attribute
+        self, op_type: str, inputs: Sequence[ir.Value | None], outputs: int, **attributes: Attribute
     ) -> Sequence[ir.Value]:
         """Append a node with several outputs."""
         return self._node(op_type, inputs, outputs, attributes)
@@ -60,8 +60,8 @@ class Builder:
         The new nodes take over the old one's metadata: where in the user's code it came from.
         """
         assert node.graph is not None
-        for new in self.nodes:
-            new.metadata_props.update(node.metadata_props)
+        for made in self.nodes:
+            made.metadata_props.update(node.metadata_props)
         node.graph.insert_before(node, self.nodes)
         inputs = [value for value in node.inputs if value is not None]
         for old, new in zip(node.outputs, outputs, strict=False):

@@ -74,7 +74,7 @@ def _repeated(value: ir.Value, dims: tuple[int, ...], times: int, w: Writer) -> 
 def _masks(node: ir.Node, queries: int, keys: int, w: Writer) -> list[ir.Value]:
     """Return what is added to the scores: the mask, and the triangle of is_causal."""
     found = []
-    mask, low = given(node, 3), np.float32(-np.inf)
+    mask, low = given(node, 3), np.asarray(-np.inf, np.float32)
     if mask is not None:
         array = constant(mask)
         if shape_of(mask)[-1] != keys:
@@ -84,7 +84,7 @@ def _masks(node: ir.Node, queries: int, keys: int, w: Writer) -> list[ir.Value]:
         elif array is not None:
             found.append(w.constant("mask", np.where(array, np.float32(0), low)))
         else:
-            zero, minus = w.constant("zero", np.float32(0)), w.constant("minus", low)
+            zero, minus = w.constant("zero", np.zeros((), np.float32)), w.constant("minus", low)
             found.append(w.op("Where", mask, zero, minus))
     if node.attributes.get_int("is_causal", 0):
         seen = np.tril(np.ones((queries, keys), bool))

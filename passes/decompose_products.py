@@ -17,10 +17,10 @@ def product_and_sum(node: ir.Node, w: Writer) -> ir.Value:
     for index, name in enumerate(("transA", "transB")):
         if node.attributes.get_int(name, 0):
             array = constant(values[index])
-            turned = w.transpose(values[index], [1, 0]) if array is None else None
-            values[index] = turned or w.constant(
-                "turned", np.asarray(np.transpose(array), order="C")
-            )
+            if array is None:
+                values[index] = w.transpose(values[index], [1, 0])
+            else:
+                values[index] = w.constant("turned", np.transpose(array))
     result = w.op("MatMul", *values)
     alpha, beta = (node.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))
     if alpha != 1:
@@ -57,7 +57,7 @@ def pointwise(node: ir.Node, w: Writer) -> ir.Value:
     """MatMul(a, w), Gemm(a, w, b) = Conv 1x1 over [1, k, rows, 1], for constant weights"""
     a = floats(node)
     dims, weight = shape_of(a), fixed(node, 1, "right side")
-    if weight.ndim != 2 or len(dims) < 2 or node.attributes.get_int("transA", 0):
+    if weight.ndim != 2 or len(dims) < 2 or node.attributes.get_int("transA", 0) == 1:
         raise Unfit("its right side is no matrix")
     if {node.attributes.get_float(n, 1.0) for n in ("alpha", "beta")} != {1.0}:
         raise Unfit("it is scaled by alpha or beta")
@@ -153,7 +153,8 @@ def filled_kernel(node: ir.Node, w: Writer) -> ir.Value:
         raise Unfit("it is not dilated")
     size = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], steps, strict=True)]
     filled: Array = np.zeros((*weight.shape[:2], *size), weight.dtype)
-    filled[(..., *(slice(None, None, d) for d in steps))] = weight
+    spread: tuple[slice, ...] = tuple(slice(None, None, d) for d in (1, 1, *steps))
+    filled[spread] = weight
     attributes["kernel_shape"] = size
     rest = [v for v in node.inputs[2:] if v is not None]
     group = node.attributes.get_int("group", 1)

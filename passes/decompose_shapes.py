@@ -184,8 +184,9 @@ def borders(node: ir.Node, w: Writer) -> ir.Value:
             left, right = ([w.constant("border", a)] if a.size else [] for a in filled)
         else:
             reflect = mode == "reflect"
-            rows = [range(before, 0, -1), range(size - 2, size - 2 - after, -1)]
-            rows = rows if reflect else [[0] * before, [size - 1] * after]
+            rows = [[0] * before, [size - 1] * after]
+            if reflect:
+                rows = [list(range(before, 0, -1)), list(range(size - 2, size - 2 - after, -1))]
             if before + after > COPIES or (reflect and max(before, after) >= size):
                 raise Unfit(f"it pads {before} and {after} to {size} in mode {mode}")
             left, right = ([w.slice(x, axis, i, i + 1) for i in side] for side in rows)

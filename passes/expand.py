@@ -78,13 +78,12 @@ def isolate(node: ir.Node, opset: int) -> ir.Model:
     for value in dict.fromkeys(v for v in node.inputs if v is not None):
         tensor = ir.convenience.get_const_tensor(value) if constant(value) is not None else None
         name = f"input_{len(copies)}"
-        shape = None if value.shape is None else value.shape.copy()
-        copies[value] = ir.Value(name=name, shape=shape, type=value.type, const_value=tensor)
+        copies[value] = ir.Value(name=name, shape=value.shape, type=value.type, const_value=tensor)
         if tensor is None:
             graph.inputs.append(copies[value])
         else:
-            copies[value].shape = ir.Shape(tensor.shape)
-            copies[value].dtype = tensor.dtype
+            copies[value].shape = ir.Shape(list(tensor.shape.numpy()))
+            copies[value].type = ir.TensorType(tensor.dtype)
             graph.register_initializer(copies[value])
     outputs = [
         ir.Value(name=f"output_{i}" if v.name else "", shape=v.shape, type=v.type)

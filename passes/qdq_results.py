@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from npuc.partition import on_host
 from npuc.passes.graphs import constant, label
 from npuc.passes.held import moves
 from npuc.profile import IntScheme
@@ -58,7 +59,7 @@ def carries(node: ir.Node) -> bool:
 def source(value: ir.Value, scheme: IntScheme) -> ir.Value:
     """Return the value whose codes `value` shares: on a device without floats, what it moves."""
     producer = value.producer()
-    while scheme.whole and producer is not None and carries(producer):
+    while scheme.whole and producer is not None and carries(producer) and not on_host(producer):
         moved = producer.inputs[0]
         if moved is None or constant(moved) is not None or moved.dtype != ir.DataType.FLOAT:
             break
@@ -89,7 +90,7 @@ def absorbed(model: ir.Model, scheme: IntScheme) -> frozenset[ir.Node]:
     return frozenset(
         item
         for node in model.graph
-        if node.domain == "" and node.op_type in listed(scheme)
+        if node.domain == "" and node.op_type in listed(scheme) and not on_host(node)
         for item in tail(node, scheme)
     )
 
@@ -118,6 +119,7 @@ def left_in_float(model: ir.Model, scheme: IntScheme) -> tuple[Refusal, ...]:
         Refusal(label(node), f"{node.op_type} is not an operator of the device's integer scheme")
         for node in model.graph
         if node.op_type not in listed(scheme)
+        and not on_host(node)
         and node.op_type not in ("QuantizeLinear", "DequantizeLinear", "Constant")
         and node not in known
         and not carries(node)
@@ -126,11 +128,11 @@ def left_in_float(model: ir.Model, scheme: IntScheme) -> tuple[Refusal, ...]:
 
 
 def only_reader(value: ir.Value) -> ir.Node | None:
-    """Return the one node that reads a value, once; None where the caller reads it too."""
+    """Return the one node that reads a value, once; None where the caller or the host does."""
     uses = tuple(value.uses())
     if len(uses) != 1 or value.is_graph_output() or uses[0][0].domain != "":
         return None
-    return uses[0][0]
+    return None if on_host(uses[0][0]) else uses[0][0]
 
 
 def bias_of(node: ir.Node, product: ir.Value) -> ir.Value | None:

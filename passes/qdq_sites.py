@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from npuc.partition import on_host
 from npuc.passes.graphs import bodies, constant, label
 from npuc.passes.qdq_results import absorbed, left_in_float, listed, results, source
 from npuc.profile import IntScheme
@@ -70,6 +71,8 @@ def sites(
     for node in model.graph:
         if node.domain != "" or node.op_type not in listed(scheme) or node in taken:
             continue
+        if on_host(node):
+            continue  # it computes in float32 there, and `Place` has said why
         if node.name in skipped:
             refused.append(Refusal(label(node), "skipped by name"))
             continue

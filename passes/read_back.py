@@ -41,9 +41,9 @@ def _node(node: ir.Node, version: int) -> Iterator[str]:
         known = schema.attributes.get(name)
         if known is None:
             yield f"opset {version} has no attribute {name}"
-        elif int(known.type) != int(attribute.type):
+        elif (wanted := ir.AttributeType[known.type.name]) != attribute.type:
             kind = attribute.type.name
-            yield f"attribute {name} is {kind}, opset {version} has {known.type.name}"
+            yield f"attribute {name} is {kind}, opset {version} has {wanted.name}"
     for name, known in schema.attributes.items():
         if known.required and name not in node.attributes:
             yield f"opset {version} needs attribute {name}"

@@ -111,7 +111,7 @@ def _joined(node: ir.Node) -> int:
     if before is None or before.op_type != "Reshape" or before.domain:
         return 0
     wanted = constant(node.inputs[1])
-    if wanted is None or (wanted <= 0).any():
+    if wanted is None or np.any(np.asarray(wanted, np.int64) <= 0):
         return 0
     node.replace_input_with(0, before.inputs[0])
     return 1

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from npuc.errors import PassError
+from npuc.partition import on_host
 from npuc.passes.base import Pass, Result
 from npuc.passes.graphs import Names, label
 from npuc.passes.held import BOUNDED, PARAMETERS, Held, moves
@@ -40,7 +41,8 @@ class RoundFloats(Pass):
     - an integer operator's result is its accumulator. It is exact for QuantizeLinear (the fused
       requantize), through operators that move values and through adding a constant per channel
       (the bias); whatever else reads it, reads it rounded;
-    - scales and zero points are never touched, nor is the bias of an integer operator.
+    - scales and zero points are never touched, nor is the bias of an integer operator;
+    - what is marked for the host computes in float32; its results are rounded as they come back.
 
     Where a device rounds operands only (``float.rounds``), all of that is float32, and only what
     enters Conv, ConvTranspose, Gemm and MatMul as a factor is rounded, unless it stands for codes.
@@ -105,14 +107,27 @@ class _Rounding:
                 continue
             if value.is_graph_output():
                 self.refusals.append(Refusal(value.name or "", "an input that is also an output"))
-            uses = tuple(value.uses())
-            if uses:
-                self._use(uses, self._call(value, None))
+            self._copied(value)
+
+    def _copied(self, value: ir.Value) -> None:
+        """Round what the host has, for those that read it on the device."""
+        uses = [(node, index) for node, index in value.uses() if not on_host(node)]
+        if uses:
+            self._use(uses, self._call(value, None))
+
+    def _host(self, node: ir.Node, data: list[tuple[int, ir.Value]]) -> None:
+        """Let a node on the host compute in float32 on what the device gives it."""
+        for index, value in data:
+            if self._holds(value) is Held.ACCUMULATOR:
+                node.replace_input_with(index, self._twin(value))
+        for value in node.outputs:
+            if _is_float(value):
+                self._copied(value)
 
     def graph(self, graph: ir.Graph) -> None:
         """Round one graph, whose outer values are done already."""
         for node in tuple(graph):
-            for body in _bodies(node):
+            for body in () if on_host(node) else _bodies(node):
                 self.graph(body)
             self._node(node)
         for value in tuple(graph.outputs):
@@ -124,6 +139,8 @@ class _Rounding:
     def operands(self, graph: ir.Graph) -> None:
         """Round nothing in one graph but the factors of its products."""
         for node in tuple(graph):
+            if on_host(node):
+                continue
             for body in _bodies(node):
                 self.operands(body)
             data = _data(node)
@@ -165,6 +182,9 @@ class _Rounding:
         if node.op_type == "QuantizeLinear" or node.domain == DOMAIN:
             return
         data = _data(node)
+        if on_host(node):
+            self._host(node, data)
+            return
         held = self._held_after(node, [v for _, v in data])
         if held is not Held.FLOAT:
             self.held.update((v, held) for v in node.outputs if _is_float(v))

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from npuc.errors import PassError
+from npuc.partition import on_host
 from npuc.passes import tflite_kernels as kernels
 from npuc.passes import tflite_softmax as softmax
 from npuc.passes.base import Pass, Result
@@ -69,7 +70,7 @@ class TfliteArithmetic(Pass):
         """Rewrite in place; `changes` counts the operators that now compute on codes."""
         work = _Work(model, Names(model))
         for node in tuple(model.graph):
-            if node.graph is not None and node.domain == "":
+            if node.graph is not None and node.domain == "" and not on_host(node):
                 work.node(node)
         built = functions(work.called, model.opset_imports[""])
         for function in built:

@@ -130,6 +130,6 @@ def axes_of(node: ir.Node, rank: int) -> list[int]:
     listed = node.attributes.get_ints("axes", ())
     if given(node, 1) is not None:
         listed = [int(a) for a in fixed(node, 1, "list of axes").reshape(-1)]
-    if not listed and node.attributes.get_int("noop_with_empty_axes", 0):
+    if not listed and node.attributes.get_int("noop_with_empty_axes", 0) == 1:
         raise Unfit("no axes means nothing to reduce")
     return sorted(a % rank for a in listed) if listed else list(range(rank))

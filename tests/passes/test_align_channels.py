@@ -8,6 +8,7 @@ import pytest
 
 from npuc.passes.align_channels import AlignChannels
 from npuc.passes.base import run
+from npuc.passes.writer import shape_of
 from npuc.program import Program
 
 RNG = np.random.default_rng(11)
@@ -62,8 +63,8 @@ def test_layers(
     # Vectorized sums may be blocked otherwise for more channels: 27 products of normal values.
     after = keeps(before, [AlignChannels()], 4e-6, on=device(align__channels=8))
     assert ops(after) == becomes
-    found = [n.inputs[1].shape for n in after.model.graph if n.op_type == "Conv"]
-    assert [tuple(s) for s in found] == shapes
+    weights = [n.inputs[1] for n in after.model.graph if n.op_type == "Conv"]
+    assert [shape_of(w) for w in weights] == shapes
 
 
 @pytest.mark.parametrize("turned", [0, 1])
