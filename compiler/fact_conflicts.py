@@ -51,11 +51,8 @@ def _scheme(v: Values) -> Iterator[str]:
 
 
 def _whole(v: Values) -> Iterator[str]:
-    if v.get("int8.whole"):
-        if "float.formats" in v:
-            yield "int8.whole says that there are no floats, but float.formats lists some"
-        if "float" in v.get("precisions", ()):
-            yield "int8.whole says that there are no floats, but precisions has float"
+    if v.get("int8.whole") and v.get("float.formats") and "float" not in v.get("precisions", ()):
+        yield "int8.whole says that int8 needs no floats, but float.formats lists some for nothing"
 
 
 def _per_channel(v: Values) -> Iterator[str]:
