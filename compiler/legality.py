@@ -4,7 +4,7 @@ Nothing is compiled. What decides are facts ``ops.*``, ``shapes.*``, ``onnx.*``,
 the profile's limits; an operator list that is not public refuses nothing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from npuc import source_lines
-from npuc.features import MEASURES, measure
+from npuc.features import measure
 from npuc.nodes import ABSENT, UNKNOWN, is_constant, shape
 from npuc.passes.graphs import label
 from npuc.profile import Fact, Limit, Profile
@@ -309,9 +309,3 @@ def weight_bytes(program: Program, profile: Profile) -> int:
 
 def _float32(tensor: ir.TensorProtocol) -> bool:
     return tensor.dtype == ir.DataType.FLOAT
-
-
-def unknown_measures(limits: Sequence[Limit]) -> list[str]:
-    """Name what limits ask for and `npuc.features` cannot measure."""
-    asked = [name for limit in limits for name in (limit.measure, *limit.when)]
-    return sorted({name for name in asked if name not in MEASURES})
