@@ -51,7 +51,7 @@ class Rknn:
         files = kits.onnx_model(job.program) | SCRIPT.files() | kits.calibration(calls)
         settings = _settings(profile, int8)
         files[kits.REQUEST] = kits.request(job.program, len(calls), settings)
-        if int8:
+        if calls:
             files[DATASET] = _dataset(job.program, len(calls))
         parts = [SCRIPT.how(profile.name), _WHAT, _INT8 if int8 else _FLOAT]
         if fault := self.lacks(files):
