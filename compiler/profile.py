@@ -68,8 +68,8 @@ class IntScheme:
 
     `requantize` names the rule by which an accumulator becomes codes (`npuc.passes.requantize`);
     `accumulator_bits` and `overflow` ("wrap" or "saturate") say what it is summed in. `whole` is
-    true for devices without floats: the results of `ops` are codes too, the graph's outputs among
-    them. `fused` are the operators that clamp a producer's result before it is coded.
+    true where int8 programs have no floats: the results of `ops` are codes too, the graph's outputs
+    among them. `fused` are the operators that clamp a producer's result before it is coded.
     """
 
     weight_dtype: str
