@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING or __package__:
-    from npuc.targets.torch_call import Call
+    from npuc.targets.torch_call import Call, Operator
 else:  # in a kit, where there is no npuc
-    from torch_call import Call
+    from torch_call import Call, Operator
 
 
 def _matmul(c: Call, a: Tensor, b: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ _REPEATS = {
 """Ways of nearest that repeat every pixel where the scale is a whole number."""
 
 
-WINDOWS = {
+WINDOWS: dict[str, Operator] = {
     "MatMul": _matmul, "Gemm": _gemm, "Einsum": _einsum, "Conv": _conv,
     "ConvTranspose": _conv_transpose, "MaxPool": _max_pool, "AveragePool": _average_pool,
     "GlobalAveragePool": _global_mean, "GlobalMaxPool": _global_max, "Resize": _resize,
