@@ -60,18 +60,6 @@ def s8(*shape: int) -> Array:
     return RANDOM.integers(-128, 128, size=shape).astype(np.int8)
 
 
-def f64(*shape: int) -> Array:
-    return RANDOM.normal(size=shape)
-
-
-def edges(dtype: Any) -> Array:
-    """Return the ends of an integer type, halves of powers of two, and numbers beside them."""
-    info = np.iinfo(dtype)
-    near = [0, 1, 2, 3, 5, 7, 64, 100, 2**15, 2**20, 2**30, info.max // 2, info.max - 1, info.max]
-    around = [v + d for v in near for d in (-1, 0, 1) if info.min < v + d <= info.max]
-    return np.array(sorted({info.min, *around, *(-v for v in around)}), dtype)
-
-
 def words(text: str) -> list[str]:
     return text.split()
 
@@ -145,7 +133,7 @@ for op in words("Add Sub Mul Div Pow"):
     case(op, first(5), positive(2, 1, 5))
     case(op, first(2, 3), c(np.float32(2)))
     case(op, c(positive(3, 1)), positive(1, 4))
-for op in words("Add Sub Mul Min Max Mod Div"):
+for op in words("Add Sub Mul Min Max Mod Div BitwiseAnd BitwiseOr BitwiseXor"):
     case(op, i64(3, 4), nonzero(3, 4))
     case(op, i32(2, 3, 4), c(nonzero(4).astype(np.int32)))
 case("Pow", f(3, 4), c(np.int64(3)))
@@ -317,7 +305,7 @@ case("Pad", f(3, 4), ints(1, 0, 2, 1), c(np.float32(1.5)))
 case("Pad", f(1, 3, 5, 6), ints(0, 0, 1, 2, 0, 0, 1, 2), mode="reflect")
 case("Pad", f(1, 3, 5, 6), ints(0, 0, 1, 2, 0, 0, 1, 2), mode="edge")
 case("Pad", i64(3, 4), ints(1, 0, 0, 1), c(np.int64(7)))
-for kind in (truth, i32, i64, s8, u8, f64):
+for kind in (truth, i32, i64, s8, u8):
     case("Identity", kind(3, 4))
     case("Transpose", kind(3, 4, 5), perm=[0, 2, 1])
     case("Flatten", kind(3, 4, 5))
@@ -331,10 +319,8 @@ for kind in (truth, i32, i64, s8, u8, f64):
         case("Trilu", kind(4, 16))
     case("Slice", kind(6, 17), ints(1), ints(16), ints(1))
     case("Split", kind(6, 16), outputs=2, num_outputs=2, axis=1)
-for kind in (i32, i64, truth, f64):
+for kind in (i32, i64, truth):
     case("Gather", kind(7, 3), np.array([1, 6]))
-    if kind is f64:
-        continue
     case("GatherElements", kind(3, 4), c(np.array([[0, 1], [2, -1]])), axis=1)
     case("GatherND", kind(3, 4), c(np.array([[0, 1], [2, 3]])))
     if kind in (i32, i64):
@@ -344,92 +330,6 @@ for kind in (i32, i64):
     case("Pad", kind(3, 4), ints(1, 0, 0, 1), c(kind() * 0 + 7))
     for op in ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal"):
         case(op, kind(5, 16), kind(5, 16))
-    case("Max", kind(3, 16), kind(16))
-    case("Min", kind(3, 16), kind(16))
-    for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor"):
-        case(op, kind(3, 16), kind(16))
-        case(op, edges(kind().dtype), c(edges(kind().dtype)[::-1].copy()))
-
-# Where integers end, and wrap around: as in two's complement, which is what NumPy has as well.
-for name in ("int32", "int64"):
-    ends = edges(name)
-    for op in ("Abs", "Neg", "Sign"):
-        case(op, ends)
-    for op in words("Add Sub Mul Min Max Less LessOrEqual Greater GreaterOrEqual Equal"):
-        case(op, ends, ends[::-1].copy())
-        case(op, ends, c(ends[3:4]))
-    for op in ("Div", "Mod"):
-        # Not the least by -1, which traps in ONNX Runtime.
-        for by in (-7, -2, 1, 2, 3, 2**15, 2**30):
-            case(op, ends, c(by, name))
-        case(op, np.tile(ends, (3, 1)), c([[2], [2**20], [1]], name))
-        case(op, np.tile(ends, (3, 1)), c(np.resize([1, 4, 2**30, 64], ends.size), name))
-    for code in (1, 2, 3, 6, 7, 9, 11):
-        case("Cast", ends, to=code)
-    case("Clip", ends, c(-(2**20), name), c(2**20, name))
-    case("Where", truth(ends.size), ends, c(7, name))
-    # Sums within the type, and in int64 within 2^53: ONNX Runtime adds some of them as doubles.
-    case("ReduceSum", np.tile(np.clip(ends, -(2**29), 2**29), (3, 1)), ints(0))
-    case("ReduceMax", np.tile(ends, (3, 1)), ints(1))
-
-for kind in (u8, s8):
-    for op in words("Min Max Less LessOrEqual Greater GreaterOrEqual Equal"):
-        case(op, kind(5, 37), kind(5, 37))
-        case(op, kind(5, 37), kind(37))
-    case("Clip", kind(40), c(kind() * 0 + 3), c(kind() * 0 + 90))
-    case("Clip", kind(40), None, c(kind() * 0 + 90))
-    case("ReduceMax", kind(3, 40), ints(1))
-    case("ReduceMin", kind(3, 40, 5), ints(1), keepdims=0)
-    case("Gather", c(kind(256)), RANDOM.integers(0, 256, size=(3, 40)))
-    case("Gather", c(kind(256)), RANDOM.integers(-256, 256, size=(3, 40)).astype(np.int32))
-    case("MaxPool", kind(1, 3, 9, 8), kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 1])
-    case("MaxPool", kind(1, 20, 9, 8), kernel_shape=[2, 2], strides=[2, 2])
-    case("Pad", kind(3, 4), ints(1, 0, 0, 1), c(kind() * 0 + 7))
-for code in (1, 3, 6, 7, 11):
-    case("Cast", u8(37), to=code)
-for code in (1, 2, 6, 7, 11):
-    case("Cast", s8(37), to=code)
-
-# Doubles are exact here: one operation each, and IEEE 754 says what it gives.
-for op in words("Add Sub Mul Div Less LessOrEqual Greater GreaterOrEqual Equal"):
-    case(op, f64(3, 37), f64(37))
-    case(op, f64(3, 37), c(np.float64(1 / 3)))
-for op in words("Abs Neg Ceil Floor Round"):
-    case(op, 9 * f64(3, 37))
-case("Round", c([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5], np.float64).array)
-case("Sqrt", np.abs(f64(3, 37)))
-case("Where", truth(3, 37), f64(3, 37), f64(37))
-case("Gather", c(f64(40)), RANDOM.integers(-40, 40, size=(3, 5)))
-for code in (1, 3, 6, 7, 11):
-    case("Cast", 9 * f64(3, 37), to=code)
-case("Cast", np.abs(9 * f64(3, 37)), to=2)
-case("Cast", f(3, 37), to=11)
-for code in (6, 7):
-    case("Cast", np.array([2.0**30, -(2.0**31), 0.5, -0.5, 1.5, -1.5]), to=code)
-
-for x_kind in (u8, s8):
-    for w_kind in (u8, s8):
-        zeros = c(x_kind() * 0 + 99), c(w_kind() * 0 + 5)
-        case("MatMulInteger", x_kind(3, 37), c(w_kind(37, 19)))
-        case("MatMulInteger", x_kind(2, 5, 300), c(w_kind(300, 19)), *zeros)
-        case("MatMulInteger", x_kind(5, 30), c(w_kind(30, 19)), zeros[0], c(w_kind(19)))
-        case("MatMulInteger", x_kind(2, 3, 5, 30), w_kind(2, 3, 30, 9), *zeros)
-        case("MatMulInteger", x_kind(4, 30), w_kind(30, 9))
-        case("MatMulInteger", c(x_kind(4, 30)), w_kind(30, 9), zeros[0])
-    case("MatMulInteger", x_kind(4, 2050), c(np.full((2050, 3), 127, np.int8)))
-for x_kind in (u8, s8):
-    for w_kind in (u8, s8):
-        zeros = c(x_kind() * 0 + 99), c(w_kind() * 0 + 5)
-        case("ConvInteger", x_kind(2, 3, 9, 8), c(w_kind(20, 3, 3, 3)), *zeros, pads=[1, 1, 1, 1])
-        case("ConvInteger", x_kind(1, 16, 9, 8), c(w_kind(17, 16, 1, 1)), zeros[0], strides=[2, 2])
-        case("ConvInteger", x_kind(1, 24, 9, 8), c(w_kind(24, 1, 3, 3)), zeros[0], group=24,
-             pads=[1, 0, 1, 2])  # fmt: skip
-        case("ConvInteger", x_kind(1, 8, 9, 8), c(w_kind(12, 2, 3, 2)), *zeros, group=4,
-             dilations=[2, 1], pads=[0, 1, 2, 0])  # fmt: skip
-        case("ConvInteger", x_kind(1, 3, 9, 8), c(w_kind(5, 3, 3, 2)), *zeros, strides=[2, 2],
-             auto_pad="SAME_UPPER")  # fmt: skip
-        case("ConvInteger", x_kind(1, 8, 19), c(w_kind(12, 8, 3)), *zeros, pads=[1, 1])
-case("ConvInteger", u8(1, 8, 9, 9), c(u8(12, 8, 3, 3)), c(np.uint8(7)), c(np.uint8(128)))
 
 case("DepthToSpace", f(1, 8, 3, 4), blocksize=2)
 case("DepthToSpace", f(1, 8, 3, 4), blocksize=2, mode="CRD")
@@ -440,8 +340,6 @@ for zero in (np.uint8(128), np.int8(-3)):
 case("QuantizeLinear", np.arange(-9, 9, 0.5).astype(np.float32), c(np.float32(1)), c(np.int8(0)))
 case("QuantizeLinear", f(3, 4, 5), c(positive(4)), c(np.zeros(4, np.int8)), axis=1)
 case("QuantizeLinear", f(3, 4, 5), c(np.float32(0.1)))
-case("DequantizeLinear", u8(3, 40), c(np.float32(0.05)), c(np.uint8(128)))
-case("DequantizeLinear", s8(3, 4, 5), c(positive(4)), c(np.zeros(4, np.int8)), axis=1)
 case("DequantizeLinear", i32(40), c(np.float32(0.05)))
 
 
@@ -464,6 +362,10 @@ def _value(made: Any, value: Array | Const | None) -> str:
     return name
 
 
+ELSEWHERE = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.DOUBLE}
+"""Types that test_tvm_operators_whole.py proves."""
+
+
 def test_every_allowed_operator_and_type_is_proven() -> None:
     """The list promises types: each has a case that reaches TVM as that operator."""
     proven: dict[str, set[ir.DataType]] = defaultdict(set)
@@ -473,8 +375,7 @@ def test_every_allowed_operator_and_type_is_proven() -> None:
             array = first.array if isinstance(first, Const) else first
             assert array is not None
             proven[op].add(ir.DataType.from_numpy(array.dtype))
-    missing = {op: rule.types - proven[op] for op, rule in ALLOWED.items()}
-    assert set(ALLOWED) <= set(proven)
+    missing = {op: rule.types - proven[op] - ELSEWHERE for op, rule in ALLOWED.items()}
     assert {op: types for op, types in missing.items() if types} == {}
 
 
@@ -486,11 +387,6 @@ def test_what_was_not_proven_is_refused(graph: Callable[..., Any]) -> None:
         made.node("Resize", x, "", made.constant(np.array([1, 1, 0.5, 0.5], np.float32))),
         made.node("Conv", x, made.input(f(2, 3, 1, 1))),
         made.node("Einsum", made.node("Cast", x, to=10), equation="abcd->dcba"),
-        made.node("ConvInteger", made.input(u8(1, 3, 8, 8)), made.input(s8(2, 3, 1, 1))),
-        made.node(
-            "MatMulInteger", made.input(u8(3, 4)), made.constant(s8(4, 2)), made.constant(u8(3))
-        ),
-        made.node("MatMulInteger", made.input(u8(3, 4)), made.constant(s8(4, 2)), made.input(u8())),
         made.node("IsInf", x, detect_negative=0),
         made.node("OneHot", made.input(i64(3)), made.constant(5), made.constant(f(2))),
         made.node("GatherND", x, made.input(i64(1, 4))),
@@ -499,7 +395,6 @@ def test_what_was_not_proven_is_refused(graph: Callable[..., Any]) -> None:
         n.op_type: why for n, why in refusals(rewrites.prepare(made.program().model)).items()
     }
     assert set(reasons) == {
-        "MaxPool", "Resize", "Conv", "Cast", "Einsum", "IsInf", "OneHot", "GatherND",
-        "ConvInteger", "MatMulInteger",
+        "MaxPool", "Resize", "Conv", "Cast", "Einsum", "IsInf", "OneHot", "GatherND"
     }  # fmt: skip
     assert "ceil_mode" in reasons["MaxPool"] and "computed at run time" in reasons["Conv"]
