@@ -13,6 +13,7 @@ from npuc.passes import (
     decompose_activations,
     decompose_arithmetic,
     decompose_attention,
+    decompose_convolutions,
     decompose_einsum,
     decompose_norms,
     decompose_products,
@@ -36,7 +37,7 @@ FAMILIES: tuple[Forms, ...] = (
     decompose_resize.FORMS,
     decompose_shapes.FORMS,
     decompose_products.FORMS,
-    decompose_products.POOLS,
+    decompose_convolutions.FORMS,
 )
 
 

@@ -114,6 +114,26 @@ def selection(node: ir.Node, w: Writer) -> ir.Value:
     return w.op("MatMul", x, w.constant("picked", matrix[:, indices]))
 
 
+def second_axis(node: ir.Node, w: Writer) -> ir.Value:
+    """Concat, Slice over axis k = Reshape[before, k, 1, after] → the same over axis 1 → Reshape"""
+    result = shape_of(node.outputs[0])
+    if node.op_type == "Concat":
+        cuts = {axis_of(node, len(result), 0): (0, 0, 1)}
+    else:
+        cuts = _range(node, shape_of(needed(node)))
+    if len(cuts) != 1:
+        raise Unfit(f"it cuts along {len(cuts)} axes")
+    axis, (start, length, step) = next(iter(cuts.items()))
+    values = [v for v in (node.inputs if node.op_type == "Concat" else node.inputs[:1]) if v]
+    shapes = [(v, shape_of(v)) for v in values]
+    flat = [w.reshape(v, [prod(d[:axis]), d[axis], 1, prod(d[axis + 1 :])]) for v, d in shapes]
+    if node.op_type == "Concat":
+        return w.reshape(w.concat(flat, 1), result)
+    if step < 0:
+        raise Unfit("it runs backwards")
+    return w.reshape(w.slice(flat[0], 1, start, start + (length - 1) * step + 1, step), result)
+
+
 def flat_indices(node: ir.Node, w: Writer) -> ir.Value:
     """Gather(x, indices of several axes) = Gather(x, Reshape(indices)) → Reshape"""
     indices = needed(node, 1)
@@ -247,7 +267,8 @@ FORMS: Forms = {
     "Squeeze": (reshape,),
     "Unsqueeze": (reshape,),
     "Split": (slices,),
-    "Slice": (parts, partial(strided, cut=False), partial(strided, cut=True)),
+    "Concat": (second_axis,),
+    "Slice": (second_axis, parts, partial(strided, cut=False), partial(strided, cut=True)),
     "Gather": (picked, flat_indices, selection),
     "Expand": (tiled, copies),
     "Tile": (copies,),

@@ -21,6 +21,7 @@ _KINDS = (
 )
 KINDS = MOVES | frozenset(_KINDS.split())
 """Operators that are changed; a value read by another one is cast back for it."""
+INDEXED = frozenset(("Gather", "GatherElements", "OneHot"))
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class NarrowInt64(Pass):
     proved to fit for every input: constants, indices (an index of Gather lies within the axis, or
     the model fails anyway), the axis of ArgMax and TopK, casts from narrower types, and sums,
     products, choices and copies of such. Inputs and outputs of the model keep their dtype: there
-    stands a Cast. So it does where an operator's definition asks for int64.
+    stands a Cast. So it does where an operator's definition asks for int64. An input of the model
+    that is an index as it comes stays one: it is the vendor's tool that feeds it to the device.
 
     Refuses, by name, each tensor whose range is not proved. Constants that only say how (shapes,
     axes, sizes) stay int64: ONNX wants them so.
@@ -98,6 +100,8 @@ class _Narrowing:
 
     def _variable(self, node: ir.Node, slots: list[tuple[bool, int]]) -> int:
         values = [node.outputs[i] if out else node.inputs[i] for out, i in slots]
+        if node.op_type in INDEXED and all(v is not None and v.is_graph_input() for v in values):
+            return 0
         unproved = [v for v in values if v is not None and not _fits(self.ranges.of(v))]
         if unproved:
             self._named([v for v in unproved if v in node.outputs], node)

@@ -107,6 +107,29 @@ PRODUCTS: dict[str, Case] = {
         "Conv Reshape Transpose",
         "Reshape Transpose Reshape Conv",
     ),
+    "Conv by phases of its stride": (
+        "(float[2,2,11,9] x, float[6,2,3,3] w, float[6] b) => (float[A,B,C,D] y)"
+        "{ y = Conv<strides=[2,3], pads=[1,0,2,1]>(x, w, b) }",
+        {"w": K2, "b": normal(6)},
+        (Limit(("Conv",), "stride", "A", "test", most=1),),
+        "Conv Pad Slice Reshape Transpose",
+        None,
+    ),
+    "Conv over a sequence by phases": (
+        "(float[2,2,21] x, float[6,2,7] w) => (float[A,B,C] y) { y = Conv<strides=[4]>(x, w) }",
+        {"w": normal(6, 2, 7)},
+        (Limit(("Conv",), "stride", "A", "test", most=1),),
+        "Conv Pad Slice Reshape Transpose",
+        None,
+    ),
+    "Conv in pieces of its kernel": (
+        "(float[2,4,9,9] x, float[4,2,1,7] w, float[4] b) => (float[A,B,C,D] y)"
+        "{ y = Conv<group=2, strides=[1,2], pads=[0,2,0,3]>(x, w, b) }",
+        {"w": normal(4, 2, 1, 7), "b": normal(4)},
+        (Limit(("Conv",), "kernel", "A", "test", most=4),),
+        "Conv Pad Slice Add",
+        "Pad Slice Conv Slice Conv Add",
+    ),
     "Conv in groups": (
         "(float[2,6,9,9] x, float[6,2,3,3] w) => (float[A,B,C,D] y) { y = Conv<group=3>(x, w) }",
         {"w": K2},

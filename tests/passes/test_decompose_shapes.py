@@ -135,6 +135,25 @@ def test_answers_exactly_alike(case: str, decomposed: Callable[..., list[str]]) 
     assert becomes is None or found == becomes.split()
 
 
+SECOND = Limit(("Concat", "Slice"), "axis", "A", "test", among=(1,))
+
+
+def test_concat_along_the_axis_that_a_device_has(decomposed: Callable[..., list[str]]) -> None:
+    text = X + "{ h = Relu(x) y = Concat<axis=-1>(x, h) }"
+    found = decomposed(text, "Relu Concat Reshape", SECOND)
+    assert found == ["Relu", "Reshape", "Reshape", "Concat", "Reshape"]
+
+
+def test_slice_along_the_axis_that_a_device_has(
+    parse: Callable[..., Program], keeps: Callable[..., Program], device: Any, ops: Any
+) -> None:
+    body = "<int64[1] s = {1}, int64[1] e = {6}, int64[1] a = {3}, int64[1] t = {2}>"
+    before = parse(X + body + "{ y = Slice(x, s, e, a, t) }")
+    four = Limit(("Slice",), "width", "A", "test", most=5)  # 6 of them here, 24 channels then
+    after = keeps(before, [Decompose()], sizes=(1,), on=device("Slice Reshape", four))
+    assert ops(after) == ["Reshape", "Slice", "Reshape"]
+
+
 REFUSED = {
     "step": (
         "<int64[1] s = {0}, int64[1] e = {99}, int64[1] a = {3}, int64[1] t = {4}>"

@@ -27,7 +27,7 @@ CASES: Cases = {
     "an embedding": (
         TABLE + "(float[2,5,4] y) { y = Gather(x, i) }",
         {"i": TOKENS},
-        "Cast Gather",
+        "Gather",
     ),
     "a mask of what is padding": (
         TABLE + "(float[2,5,4] y) <int64 zero = {0}, int64[1] a = {-1}> { h = Gather(x, i)"
