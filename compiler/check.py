@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from npuc.legality import Finding, judge, work
 from npuc.load import Loaded, load
 from npuc.passes import standard
 from npuc.passes.base import Pass, run
+from npuc.passes.fix_shapes import FixShapes
 from npuc.passes.graphs import infer_shapes, label
 from npuc.passes.place import Place
 from npuc.profile import Profile
@@ -58,7 +60,9 @@ class Outcome:
     crossings: tuple[partition.Crossing, ...]
     touched: Mapping[str, frozenset[str]]
     written: Mapping[tuple[str, str], Mapping[str, int]]
-    options: tuple[str, ...] = ()
+    options: tuple[str, ...]
+    program: Program
+    """The model after those passes, with the places of its nodes."""
 
     def of(self, *verdicts: str) -> tuple[Open, ...]:
         """Return what is left with one of these verdicts."""
@@ -104,17 +108,27 @@ def check(
     sizes = _sizes(loaded, exported)
     usual = {**sizes, **(dims or {})}
     common: dict[tuple[tuple[str, int], ...], list[Stage]] = {}
+    # What comes before dimensions are bound is the same for all, and the slowest of it.
+    early = list(takewhile(lambda item: not isinstance(item, FixShapes), standard({})))
+    shared = _required(exported, early)
     outcomes = []
     for item in targets:
         bound = _bound(exported, sizes, dims or {}, item.profile)
         key = tuple(sorted(bound.items()))
         if key not in common:
-            common[key], faults = _stages(exported, standard(bound), pipeline.ANY)
-            if faults:
-                raise PassError(f"in pass {faults[0].value!r}: {faults[0].bound}")
+            start = shared[-1].program if shared else exported
+            common[key] = [*shared, *_required(start, standard(bound)[len(early) :])]
         options = [f"--dim {name}={size}" for name, size in bound.items() if usual[name] != size]
         outcomes.append(_outcome(item, exported, common[key], tuple(options)))
     return outcomes
+
+
+def _required(program: Program, passes: Sequence[Pass]) -> list[Stage]:
+    """Run the passes that no target goes without; raises `PassError`."""
+    stages, faults = _stages(program, passes, pipeline.ANY)
+    if faults:
+        raise PassError(f"in pass {faults[0].value!r}: {faults[0].bound}")
+    return stages
 
 
 def _named(program: Program) -> Program:
@@ -171,13 +185,13 @@ def _outcome(
         ledger = ledger.after(stage.name, judge(program, profile))
         for node, count in _written(before, kinds).items():
             written.setdefault((stage.name, node), count)
-    final = run(program, [Place()], profile).model
-    hosted, crossings = partition.host_nodes(final), partition.crossings(final)
+    final = run(program, [Place()], profile)
+    hosted, crossings = partition.host_nodes(final.model), partition.crossings(final.model)
     return Outcome(
         target.name, profile.title, len(work(program.model)),
         (*map(Open, fault), *ledger.open), ledger.fixed,
         {label(node): partition.kind(node) for node in hosted},
-        crossings, _touched(hosted, crossings), written, options,
+        crossings, _touched(hosted, crossings), written, options, final,
     )  # fmt: skip
 
 
