@@ -28,6 +28,17 @@ _min_sqnr = click.option(
 _samples = click.option(
     "--samples", type=_FILE, help="Inputs to compare on: an .npz file, or a folder of them."
 )
+_targets = click.option(
+    "-t", "--target", "targets", multiple=True, required=True, metavar="NAME[,NAME]",
+    help="The targets (npuc targets lists them), or all.",
+)  # fmt: skip
+_dim = click.option(
+    "--dim", "dims", multiple=True, metavar="NAME=SIZE",
+    help="Give a dynamic dimension its size: batch=1.",
+)  # fmt: skip
+_opset = click.option(
+    "--opset", type=int, default=20, show_default=True, help="ONNX opset to export to."
+)
 _source = (
     click.option("--input", "inputs", multiple=True, metavar="SPEC",
                  help="An input, where the file does not say: name:1x3x224x224:float32."),
@@ -61,15 +72,7 @@ def cli() -> None:
 
 @cli.command("compile", short_help="Compile a model and compare every step.")
 @click.argument("model_file", metavar="MODEL")
-@click.option(
-    "-t",
-    "--target",
-    "targets",
-    multiple=True,
-    required=True,
-    metavar="NAME[,NAME]",
-    help="Where it shall run (npuc targets lists them), or all.",
-)
+@_targets
 @click.option(
     "-o",
     "--output",
@@ -77,13 +80,7 @@ def cli() -> None:
     help="Artifact, or a folder for them.  [default: MODEL.TARGET.npuc]",
 )
 @click.option("--precision", metavar="NAME", help="[default: the target's own]")
-@click.option(
-    "--dim",
-    "dims",
-    multiple=True,
-    metavar="NAME=SIZE",
-    help="Give a dynamic dimension its size: batch=1.",
-)
+@_dim
 @_source_options
 @click.option(
     "--calibration", type=_FILE, help="Inputs to quantize with: an .npz file, or a folder of them."
@@ -94,7 +91,7 @@ def cli() -> None:
     metavar="NAME",
     help="How ranges are found: min-max, percentile, entropy or mse.  [default: the target's own]",
 )
-@click.option("--opset", type=int, default=20, show_default=True, help="ONNX opset to export to.")
+@_opset
 @click.option(
     "--cpu",
     default="native",
@@ -179,24 +176,10 @@ def compile_verb(
 
 @cli.command("check", short_help="Say what a target would not run, without compiling.")
 @click.argument("model_file", metavar="MODEL")
-@click.option(
-    "-t",
-    "--target",
-    "targets",
-    multiple=True,
-    required=True,
-    metavar="NAME[,NAME]",
-    help="The devices to ask, or: all.",
-)
-@click.option(
-    "--dim",
-    "dims",
-    multiple=True,
-    metavar="NAME=SIZE",
-    help="Give a dynamic dimension its size: batch=1.",
-)
+@_targets
+@_dim
 @_source_options
-@click.option("--opset", type=int, default=20, show_default=True, help="ONNX opset to export to.")
+@_opset
 @_json
 def check_verb(
     model_file: str, targets: tuple[str, ...], dims: tuple[str, ...], as_json: bool, **options: Any
@@ -216,6 +199,32 @@ def check_verb(
     else:
         out(check_text.text(model_file, found))
     return 0 if all(outcome.passed for outcome in found) else 4
+
+
+@cli.command("estimate", short_help="Bound the time of a call from public peaks.")
+@click.argument("model_file", metavar="MODEL")
+@_targets
+@click.option("--precision", metavar="NAME", help="[default: the target's own]")
+@_dim
+@_source_options
+@_opset
+@_json
+def estimate_verb(
+    model_file: str, targets: tuple[str, ...], dims: tuple[str, ...], as_json: bool, **options: Any
+) -> None:
+    """Bound from below how long one call of MODEL takes: a roofline per layer.
+
+    Operations and bytes against the peaks and bandwidth that are public of each target. It is a
+    bound and no prediction: the output names every assumption, and what is not public.
+    """
+    from npuc import estimate
+    from npuc.estimates import estimates
+
+    found = estimates(model_file, target=_split(targets), dims=_dims(dims), **options)
+    if as_json:
+        json_out({"estimates": [item.to_json() for item in found]})
+    else:
+        out("\n\n".join(map(estimate.text, found)))
 
 
 @cli.command("record", short_help="Write a model with its own answers.")

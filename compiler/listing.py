@@ -26,6 +26,8 @@ def _target(info: plugins.TargetInfo) -> list[list[str]]:
     if info.precisions:
         first, *others = info.precisions
         lines.append(["", f"precision: {', '.join([f'{first} (default)', *others])}"])
+    if info.evidence:
+        lines.append(["", f"evidence here: {info.evidence}"])
     fault, remedy = info.fault, info.remedy
     if info.toolchain is not None:
         tool = info.toolchain

@@ -11,18 +11,22 @@ from npuc.targets.base import Target, Toolchain
 GROUP = "npuc.targets"
 """Entry points of this group name a class that takes no arguments and is a `Target`."""
 
-_MEMBERS = ("name", "profile", "toolchain", "legalise", "numerics", "lower", "runner")
+_MEMBERS = ("name", "profile", "toolchain", "evidence", "legalise", "numerics", "lower", "runner")
 
 
 @dataclass(frozen=True, slots=True)
 class TargetInfo:
-    """One target as `npuc targets` lists it; `fault` says why an adapter cannot be used at all."""
+    """One target as `npuc targets` lists it; `fault` says why an adapter cannot be used at all.
+
+    `evidence` is the grade that a compile on this machine would have.
+    """
 
     name: str
     title: str = ""
     distribution: str = ""
     precisions: tuple[str, ...] = ()
     toolchain: Toolchain | None = None
+    evidence: str = ""
     fault: str = ""
     remedy: str = ""
 
@@ -63,7 +67,7 @@ def _describe(name: str) -> TargetInfo:
     owner = ", ".join(sorted(_owner(point) for point in _points() if point.name == name))
     try:
         target = find(name)
-        toolchain = _asked(target)
+        toolchain, evidence = _asked(target)
     except ToolchainError as error:
         return TargetInfo(name, distribution=owner, fault=error.message, remedy=error.hint)
     except UsageError as error:
@@ -71,12 +75,12 @@ def _describe(name: str) -> TargetInfo:
             raise  # an unknown name is the caller's mistake; a duplicate one is the machine's
         return TargetInfo(name, distribution=owner, fault=error.message, remedy=error.hint)
     profile = target.profile
-    return TargetInfo(name, profile.title, owner, profile.precisions, toolchain)
+    return TargetInfo(name, profile.title, owner, profile.precisions, toolchain, evidence)
 
 
-def _asked(target: Target) -> Toolchain:
+def _asked(target: Target) -> tuple[Toolchain, str]:
     try:
-        return target.toolchain()
+        return target.toolchain(), target.evidence()
     except Exception as error:  # the contract forbids it, but this is anyone's code
         raise ToolchainError(
             f"target {target.name!r} cannot say whether its toolchain is here: {_what(error)}"

@@ -29,9 +29,7 @@ class Place(Pass):
 
     def apply(self, model: ir.Model, profile: Profile) -> Result:
         """Mark nodes in place; `changes` counts them, the refusals say why each."""
-        names = Names(model)
-        for node in model.graph:
-            node.name = node.name or names.new(node.op_type.lower())
+        _name(model)
         reasons = place(Program.from_model(model), profile)
         for node in model.graph:
             if node.name in reasons:
@@ -40,6 +38,15 @@ class Place(Pass):
             pass
         marked = [node for node in model.graph if on_host(node)]
         return Result(len(marked), tuple(Refusal(label(n), on_host(n)) for n in marked))
+
+
+def _name(model: ir.Model) -> None:
+    """Give every node a name of its own: a reason goes by the name."""
+    names, seen = Names(model), set[str]()
+    for node in model.graph:
+        if not node.name or node.name in seen:
+            node.name = names.new(node.name or node.op_type.lower())
+        seen.add(node.name)
 
 
 def _grow(model: ir.Model) -> bool:

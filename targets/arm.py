@@ -8,7 +8,7 @@ from typing import Any
 from npuc.errors import ToolchainError, UsageError
 from npuc.profile import Profile
 from npuc.targets import kit as kits
-from npuc.targets.base import Built, Handover, LowerOptions, Toolchain
+from npuc.targets.base import Built, Evidence, Handover, LowerOptions, Toolchain
 from npuc.targets.foreign import Package
 from npuc.targets.npu import Npu
 from npuc.targets.torch_worker import TorchWorker
@@ -46,6 +46,7 @@ class ExecuTorch:
     """ExecuTorch with Vela, in npuc's environment for them or where its variable says."""
 
     name = WORKER.name
+    evidence: Evidence = "vendor-compiled"
 
     def find(self, profile: Profile) -> Toolchain:
         """Say whether ExecuTorch can run here; never raises."""

@@ -58,19 +58,22 @@ class Handover:
 class Built:
     """What a vendor's tool made: files by name, beside those of the kit, its log among them.
 
-    `said` is one line on what it did and for what; `evidence` is what that is worth.
+    `said` is one line on what it did and for what; `evidence` is what that is worth, where it is
+    not what the tool's success is always worth (`Tool.evidence`).
     """
 
     files: Mapping[str, bytes]
     said: str
     version: str
-    evidence: Evidence = "vendor-compiled"
+    evidence: Evidence | None = None
 
 
 class Tool(Protocol):
     """A vendor's compiler, as npuc drives it. A kit is a folder of files: names have no path."""
 
     name: str
+    evidence: Evidence
+    """What its own success is worth."""
 
     def find(self, profile: Profile) -> Toolchain:
         """Say whether it can run here; never raises, never imports it."""
@@ -137,6 +140,10 @@ class Target(Protocol):
 
     def toolchain(self) -> Toolchain:
         """Say whether the vendor's compiler can run here; never raises."""
+        ...
+
+    def evidence(self) -> Evidence:
+        """Say what the numbers of a compile on this machine would rest on; never raises."""
         ...
 
     def legalise(self) -> tuple[Pass, ...]:

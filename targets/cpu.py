@@ -7,7 +7,7 @@ from npuc.passes.base import Pass
 from npuc.profile import Profile
 from npuc.program import Program
 from npuc.targets import tvm
-from npuc.targets.base import LowerOptions, Payload, Runner, Toolchain
+from npuc.targets.base import Evidence, LowerOptions, Payload, Runner, Toolchain
 
 
 class Cpu:
@@ -21,6 +21,10 @@ class Cpu:
     def toolchain(self) -> Toolchain:
         """Say whether TVM and a linker are here; never raises."""
         return tvm.status()
+
+    def evidence(self) -> Evidence:
+        """Return "device": this machine is the device."""
+        return "device"
 
     def legalise(self) -> tuple[Pass, ...]:
         """Return the passes that rewrite what TVM's importer cannot take."""

@@ -52,6 +52,14 @@ class Cuda:
         gpu = no_gpu() or "a GPU is here"
         return Toolchain("TVM and nvcc", f"TVM {host.version}; nvcc {found.version}; {gpu}")
 
+    def evidence(self) -> Evidence:
+        """Say what numbers rest on here: the GPU, nvcc's machine code, or the host twin."""
+        from npuc.targets.tvm.gpu_runtime import no_gpu
+
+        if nvcc.find() is None:
+            return "twin"
+        return "vendor-compiled" if no_gpu() else "device"
+
     def legalise(self) -> tuple[Pass, ...]:
         """Return the passes that rewrite what TVM's importer cannot take."""
         return tvm.legalise()

@@ -9,7 +9,7 @@ from npuc.errors import ArtifactError
 from npuc.profile import Profile
 from npuc.program import Program
 from npuc.targets import kit as kits
-from npuc.targets.base import Built, Handover, LowerOptions, Toolchain
+from npuc.targets.base import Built, Evidence, Handover, LowerOptions, Toolchain
 from npuc.targets.foreign import Package
 from npuc.targets.npu import Npu
 from npuc.targets.scripted import Script
@@ -48,6 +48,7 @@ class DxCom:
     """dx-com, in the Python that `NPUC_DXCOM_PYTHON` names, else in this one."""
 
     name = SCRIPT.name
+    evidence: Evidence = "vendor-compiled"
 
     def find(self, profile: Profile) -> Toolchain:
         """Say whether dx-com can run here; never raises."""

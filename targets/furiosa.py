@@ -8,7 +8,7 @@ from npuc.errors import ToolchainError, UsageError
 from npuc.profile import Profile
 from npuc.targets import foreign, vendor
 from npuc.targets import kit as kits
-from npuc.targets.base import Built, Handover, LowerOptions, Toolchain
+from npuc.targets.base import Built, Evidence, Handover, LowerOptions, Toolchain
 from npuc.targets.foreign import Found
 from npuc.targets.furiosa_torch import FuriosaTorch
 from npuc.targets.npu import Npu
@@ -44,6 +44,7 @@ class FuriosaCompiler:
     """furiosa-compiler: the command that `NPUC_WARBOY_COMPILER` names, else the one on PATH."""
 
     name = "furiosa-compiler"
+    evidence: Evidence = "vendor-compiled"
 
     def find(self, profile: Profile) -> Toolchain:
         """Say whether furiosa-compiler can run here; never raises."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from npuc.profile import Profile
 from npuc.targets import kit as kits
-from npuc.targets.base import Built, Handover, LowerOptions, Toolchain
+from npuc.targets.base import Built, Evidence, Handover, LowerOptions, Toolchain
 from npuc.targets.foreign import Package
 from npuc.targets.torch_worker import TorchWorker, settings_of
 
@@ -28,6 +28,7 @@ class FuriosaTorch:
     """furiosa-torch, in npuc's environment for it or where its variable says."""
 
     name = WORKER.name
+    evidence: Evidence = "vendor-compiled"
 
     def find(self, profile: Profile) -> Toolchain:
         """Say whether furiosa-torch can run here; never raises, never imports it."""
@@ -72,13 +73,13 @@ def described(summary: Mapping[str, Any]) -> str:
 def _limits(timeout: float) -> dict[str, float]:
     """Return seconds for everything, for the whole graph, and for one of its parts."""
     budget = SHARE * timeout
-    return {"budget_s": budget, "whole_s": budget / 3, "part_s": budget / 8}
+    return {"budget_s": budget, "whole_s": budget / 6, "part_s": max(90.0, budget / 30)}
 
 
 _WHAT = """\
-What is compiled. The float graph in bfloat16. Where the compiler does not take all of it, it is
-halved until the parts compile: model.000.edf and so on, each with its nodes in summary.json; what
-is in none of them is left to the host, with the compiler's own words. The .edf files are what
+What is compiled. The float graph in bfloat16. Where the compiler does not take all of it, runs of
+nodes are compiled: model.000.edf and so on, each with its nodes in summary.json; what is in none
+of them is left to the host, with the compiler's own words. The .edf files are what
 furiosa.torch's Runnable.deserialize reads."""
 
 _INT8 = """\

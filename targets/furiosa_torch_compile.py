@@ -4,7 +4,7 @@
 
 Needs the Python environment in which furiosa-torch is installed, aarch64-linux-gnu-gcc on PATH,
 and the files of this folder. The graph is compiled whole in bfloat16 where the compiler takes
-it; else in parts, model.000.edf and so on, that halving finds, and the rest is for the host.
+it; else in parts, model.000.edf and so on, and the rest is for the host.
 `request.json` limits the time; `summary.json` says which nodes are in which part, and for the
 rest the compiler's own words. Nothing is run: that takes the card.
 """
@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
+CHUNK = 8
+"""Nodes of the runs that are tried first where the whole graph does not compile."""
+
 VIEWS = {"Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 """Operators that compute nothing: no part is made of these alone."""
 
@@ -64,17 +67,20 @@ def main() -> None:
 
 
 def split(graph: Any, known: Any, limit: float, end: float, reason: str) -> Any:
-    """Halve what does not compile until it does, or is one node; returns (parts, host)."""
+    """Compile runs of CHUNK nodes, and halve what does not compile; returns (parts, host).
+
+    Not halves of the graph: the compiler's search grows with what it is given, and a graph that
+    it does not take may cost the whole limit at every level.
+    """
     from onnx_in_torch import segment
 
     parts: list[dict[str, Any]] = []
     host: list[dict[str, str]] = []
     seen: dict[str, str] = {}
-    middle = len(graph.nodes) // 2
-    waiting = collections.deque([range(0, middle), range(middle, len(graph.nodes))])
-    if len(graph.nodes) == 1:
-        waiting = collections.deque([range(1)])
-        seen[key_of(graph, range(1), known)] = reason
+    count = len(graph.nodes)
+    starts = range(0, count, CHUNK)
+    waiting = collections.deque(range(i, min(i + CHUNK, count)) for i in starts)
+    seen[key_of(graph, range(count), known)] = reason
     while waiting:
         chosen = waiting.popleft()
         left, name = end - time.monotonic(), f"model.{len(parts):03}.edf"

@@ -6,7 +6,7 @@ from pathlib import Path
 from npuc.errors import ToolchainError
 from npuc.profile import Profile
 from npuc.targets import kit as kits
-from npuc.targets.base import Built, Handover, LowerOptions, Toolchain
+from npuc.targets.base import Built, Evidence, Handover, LowerOptions, Toolchain
 from npuc.targets.foreign import Package
 from npuc.targets.npu import Npu
 from npuc.targets.torch_worker import TorchWorker
@@ -30,6 +30,7 @@ class StableHlo:
     """torchax, in npuc's environment for it or where its variable says."""
 
     name = WORKER.name
+    evidence: Evidence = "twin"
 
     def find(self, profile: Profile) -> Toolchain:
         """Say whether torchax can run here; never raises."""
@@ -62,7 +63,6 @@ class StableHlo:
             said=f"{self.name} {done.version} wrote {BINARY}: {count} StableHLO operations for "
             "the platform tpu; XLA has not compiled it",
             version=done.version,
-            evidence="twin",
         )
 
 

@@ -10,7 +10,7 @@ from npuc.errors import ToolchainError
 from npuc.profile import Profile
 from npuc.targets import foreign, vendor
 from npuc.targets import kit as kits
-from npuc.targets.base import Built, Handover, LowerOptions, Toolchain
+from npuc.targets.base import Built, Evidence, Handover, LowerOptions, Toolchain
 from npuc.targets.foreign import Found
 from npuc.targets.npu import Npu
 
@@ -42,6 +42,7 @@ class Atc:
     """ATC: the command that `NPUC_ATC` names, else the one on PATH."""
 
     name = "atc"
+    evidence: Evidence = "vendor-compiled"
 
     def find(self, profile: Profile) -> Toolchain:
         """Say whether ATC can run here, and for which chip; never raises."""

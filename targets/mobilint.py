@@ -8,7 +8,7 @@ import numpy as np
 
 from npuc.profile import Profile
 from npuc.targets import kit as kits
-from npuc.targets.base import Built, Handover, LowerOptions, Toolchain
+from npuc.targets.base import Built, Evidence, Handover, LowerOptions, Toolchain
 from npuc.targets.foreign import Package
 from npuc.targets.npu import Npu
 from npuc.targets.scripted import Script
@@ -48,6 +48,7 @@ class QbCompiler:
     """
 
     name = SCRIPT.name
+    evidence: Evidence = "vendor-compiled"
 
     def __init__(self, scheme: str = "all") -> None:
         self.scheme = scheme

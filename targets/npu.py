@@ -9,7 +9,7 @@ from npuc.passes.base import Pass
 from npuc.profile import FloatFormat, Profile
 from npuc.program import Program
 from npuc.targets import tvm
-from npuc.targets.base import Handover, LowerOptions, Payload, Runner, Tool, Toolchain
+from npuc.targets.base import Evidence, Handover, LowerOptions, Payload, Runner, Tool, Toolchain
 
 FOLDER = "vendor/"
 """Where an artifact keeps the hand-over kit, and what the vendor's compiler made of it."""
@@ -39,6 +39,10 @@ class Npu:
     def toolchain(self) -> Toolchain:
         """Say whether the vendor's compiler can run here; never raises."""
         return self.tool.find(self.profile)
+
+    def evidence(self) -> Evidence:
+        """Say what numbers rest on here: npuc's twin, unless the vendor's compiler is here."""
+        return "twin" if self.toolchain().missing else self.tool.evidence
 
     def legalise(self) -> tuple[Pass, ...]:
         """Return the passes that rewrite what the device, or the twin's compiler, cannot take."""
@@ -133,7 +137,7 @@ class Npu:
         return replace(
             payload,
             files={**payload.files, **added},
-            evidence=built.evidence,
+            evidence=built.evidence or self.tool.evidence,
             toolchain={**payload.toolchain, self.tool.name: built.version},
             vendor=built.said,
         )

@@ -9,7 +9,7 @@ from npuc.profile import Profile
 from npuc.program import Program
 from npuc.targets import environments, tvm, vendor
 from npuc.targets import kit as kits
-from npuc.targets.base import Built, Handover, LowerOptions, Runner, Toolchain
+from npuc.targets.base import Built, Evidence, Handover, LowerOptions, Runner, Toolchain
 from npuc.targets.foreign import Found, Package
 from npuc.targets.npu import FOLDER, Npu
 from npuc.targets.openvino_runner import OpenVinoRunner
@@ -28,6 +28,7 @@ class Converter:
     """OpenVINO's converter, in npuc's environment for it, where its variable says, or here."""
 
     name = "openvino"
+    evidence: Evidence = "device"
 
     def find(self, profile: Profile) -> Toolchain:
         """Say whether OpenVINO can run here; never raises, never imports it."""
@@ -72,7 +73,7 @@ class Converter:
             said=f"{self.name} {version} converted {XML}"
             + (", which ran on this CPU" if native else "; not run"),
             version=version,
-            evidence="device" if native else "vendor-compiled",
+            evidence=None if native else "vendor-compiled",
         )
 
 

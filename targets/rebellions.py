@@ -9,7 +9,7 @@ from typing import Any
 from npuc.errors import ArtifactError, UsageError
 from npuc.profile import Profile
 from npuc.targets import kit, rebel_sdk
-from npuc.targets.base import Built, Handover, LowerOptions, Toolchain
+from npuc.targets.base import Built, Evidence, Handover, LowerOptions, Toolchain
 from npuc.targets.npu import Npu
 
 DEVICES = "NPUC_ATOM_DEVICES"
@@ -41,6 +41,7 @@ class RebelCompiler:
     """rebel-compiler, in the Python that `NPUC_ATOM_PYTHON` names, else in this one."""
 
     name = rebel_sdk.NAME
+    evidence: Evidence = "vendor-compiled"
 
     def find(self, profile: Profile) -> Toolchain:
         """Say whether rebel-compiler can run here; never raises."""

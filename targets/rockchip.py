@@ -7,7 +7,7 @@ from typing import Any
 from npuc.profile import Profile
 from npuc.program import Program
 from npuc.targets import kit as kits
-from npuc.targets.base import Built, Handover, LowerOptions, Toolchain
+from npuc.targets.base import Built, Evidence, Handover, LowerOptions, Toolchain
 from npuc.targets.foreign import Package
 from npuc.targets.npu import Npu
 from npuc.targets.scripted import Script
@@ -39,6 +39,7 @@ class Rknn:
     """rknn-toolkit2, in the Python that `NPUC_RKNN_PYTHON` names, else in this one."""
 
     name = SCRIPT.name
+    evidence: Evidence = "vendor-compiled"
 
     def find(self, profile: Profile) -> Toolchain:
         """Say whether rknn-toolkit2 can run here; never raises."""

@@ -9,7 +9,7 @@ from npuc.errors import ToolchainError
 from npuc.profile import Profile
 from npuc.targets import foreign, vendor
 from npuc.targets import kit as kits
-from npuc.targets.base import Built, Handover, LowerOptions, Toolchain
+from npuc.targets.base import Built, Evidence, Handover, LowerOptions, Toolchain
 from npuc.targets.foreign import Found
 from npuc.targets.furiosa_ranges import ranges
 from npuc.targets.npu import Npu
@@ -43,6 +43,7 @@ class AixFrontend:
     """The AIX front end, which writes the AIXGraph that SAPEON's own compiler takes."""
 
     name = "AixFrontend"
+    evidence: Evidence = "twin"
 
     def find(self, profile: Profile) -> Toolchain:
         """Say whether the front end and what it needs are here; never raises."""
@@ -91,7 +92,6 @@ class AixFrontend:
             files={BINARY: binary.read_bytes(), kits.LOG: log, kits.REQUEST: request},
             said=f"{self.name} wrote {BINARY}; SAPEON's own compiler has not seen it",
             version=found.toolchain.version,
-            evidence="twin",
         )
 
     def _found(self) -> Found:

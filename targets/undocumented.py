@@ -7,7 +7,7 @@ from pathlib import Path
 from npuc.errors import ToolchainError
 from npuc.profile import Profile
 from npuc.targets import kit as kits
-from npuc.targets.base import Built, Handover, LowerOptions, Toolchain
+from npuc.targets.base import Built, Evidence, Handover, LowerOptions, Toolchain
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class Undocumented:
     name: str
     owner: str
     about: str = ""
+    evidence: Evidence = "twin"
 
     def find(self, profile: Profile) -> Toolchain:
         """Say that nothing public tells how to run it; never raises."""

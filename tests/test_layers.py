@@ -21,7 +21,7 @@ LAYERS = (
     "targets",
     "plugins load export policy",
     "originals pipeline recheck validate report execute look matrix",
-    "installing toolchains check check_text doctor listing console cli __main__",
+    "installing toolchains check check_text estimates doctor listing console cli __main__",
 )
 """Lowest first. A package stands for all its modules; a new module must be placed here."""
 

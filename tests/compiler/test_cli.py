@@ -325,9 +325,9 @@ def test_targets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     ready = Toolchain("TVM", "0.27, linked by zig")
     absent = Toolchain("sdk", missing="no module 'sdk'", remedy="pip install sdk")
     infos = (
-        plugins.TargetInfo("atom", "A chip", "npuc", ("int8", "float"), absent),
+        plugins.TargetInfo("atom", "A chip", "npuc", ("int8", "float"), absent, "twin"),
         plugins.TargetInfo("broken-one", "", "other-npu", fault="it crashed", remedy="update it"),
-        plugins.TargetInfo("cpu", "The host", "npuc", ("float",), ready),
+        plugins.TargetInfo("cpu", "The host", "npuc", ("float",), ready, "device"),
     )
     monkeypatch.setattr(plugins, "describe", lambda: infos)
     assert main(["targets"]) == 0

@@ -25,6 +25,9 @@ class Fake:
     def toolchain(self):
         return Toolchain("fakecc", missing="the SDK is not here", remedy="pip install fakecc")
 
+    def evidence(self):
+        return "twin"
+
     def legalise(self): ...
     def numerics(self, precision): ...
     def lower(self, program, options, workdir): ...
@@ -76,7 +79,8 @@ def test_an_unknown_target_gets_a_suggestion_and_the_list(install: Install) -> N
     install("fake-npu", fake="fake_adapters:Fake")
     with pytest.raises(UsageError, match="did you mean 'fake'") as caught:
         plugins.find("Faek")
-    assert "atom, cpu, fake" in caught.value.hint
+    listed = caught.value.hint.removeprefix("installed targets: ").partition(" (")[0].split(", ")
+    assert listed == sorted(listed) and {"atom", "cpu", "fake"} <= set(listed)
     with pytest.raises(UsageError) as caught:
         plugins.find("zzzzzz")
     assert "did you mean" not in caught.value.message
@@ -94,7 +98,10 @@ def test_a_name_installed_twice_names_both_distributions(install: Install) -> No
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ("fake_adapters:Half", "has no profile, toolchain, legalise, numerics, lower, runner"),
+        (
+            "fake_adapters:Half",
+            "has no profile, toolchain, evidence, legalise, numerics, lower, runner",
+        ),
         ("fake_adapters:Refuses", "RuntimeError: needs another Python"),
         ("fake_adapters:Nothing", "no attribute 'Nothing'"),
         ("not_installed_at_all:X", "ModuleNotFoundError"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from npuc.profile import Profile
 from npuc.targets import kit, vendor
-from npuc.targets.base import Built, Handover, LowerOptions, Toolchain
+from npuc.targets.base import Built, Evidence, Handover, LowerOptions, Toolchain
 from npuc.targets.npu import Npu
 
 COMMAND = "tinyc"
@@ -22,6 +22,7 @@ class TinyCompiler:
     """``tinyc model.onnx model.tiny``."""
 
     name = COMMAND
+    evidence: Evidence = "vendor-compiled"
 
     def find(self, profile: Profile) -> Toolchain:
         """Look for the command on PATH."""
