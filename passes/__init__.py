@@ -38,6 +38,7 @@ def legalise(profile: Profile) -> tuple[Pass, ...]:
     A fact that is not public asks for nothing.
     """
     from npuc.passes.align_channels import AlignChannels
+    from npuc.passes.check_batch import CheckBatch
     from npuc.passes.decompose import Decompose
     from npuc.passes.decompose_rnn import DecomposeRnn
     from npuc.passes.narrow_int64 import NarrowInt64
@@ -45,6 +46,8 @@ def legalise(profile: Profile) -> tuple[Pass, ...]:
 
     supported = profile.supported
     passes: list[Pass] = []
+    if "shapes.batch" in profile.facts:
+        passes.append(CheckBatch())
     if supported is not None and not supported >= {"GRU", "LSTM", "RNN"}:
         passes.append(DecomposeRnn())  # first: what it emits has to be legal too
     if supported is not None or profile.limits or profile.opset_max is not None:
@@ -87,6 +90,7 @@ def _as_written(scheme: IntScheme) -> bool:
 def catalogue() -> Mapping[str, type[Pass]]:
     """Return every pass npuc has by name, in alphabetical order."""
     from npuc.passes.align_channels import AlignChannels
+    from npuc.passes.check_batch import CheckBatch
     from npuc.passes.decompose import Decompose
     from npuc.passes.decompose_rnn import DecomposeRnn
     from npuc.passes.drop_unused import DropUnused
@@ -104,6 +108,7 @@ def catalogue() -> Mapping[str, type[Pass]]:
 
     every: tuple[type[Pass], ...] = (
         AlignChannels,
+        CheckBatch,
         Decompose,
         DecomposeRnn,
         DropUnused,

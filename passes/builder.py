@@ -66,7 +66,9 @@ class Builder:
         inputs = [value for value in node.inputs if value is not None]
         for old, new in zip(node.outputs, outputs, strict=False):
             if old.uses() or old.is_graph_output():
-                new.name, new.shape, new.type = old.name, old.shape, old.type
+                new.name, new.type = old.name, old.type
+                if new.shape is None or not new.shape.is_static():
+                    new.shape = old.shape
                 old.replace_all_uses_with(new, replace_graph_outputs=True)
         node.graph.remove(node, safe=True)
         for value in dict.fromkeys(inputs):

@@ -152,6 +152,33 @@ class Window:
             raise Unfit("its indices are read")
 
 
+def floor_mode(node: ir.Node, w: Writer) -> ir.Value:
+    """AveragePool, MaxPool with ceil_mode = without it, padded behind as far as it reaches"""
+    x, out = floats(node), shape_of(node.outputs[0])[2:]
+    if not node.attributes.get_int("ceil_mode", 0):
+        raise Unfit("it has no ceil_mode")
+    if node.attributes.get_int("count_include_pad", 0):
+        raise Unfit("it divides by padding that is there, and not by what ceil_mode adds")
+    kernel = list(node.attributes.get_ints("kernel_shape", ()))
+    rank = len(kernel)
+    strides = list(node.attributes.get_ints("strides", [1] * rank))
+    pads = list(node.attributes.get_ints("pads", [0] * 2 * rank))
+    spread = list(node.attributes.get_ints("dilations", [1] * rank))
+    if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+        raise Unfit("its padding is automatic")
+    for axis, size in enumerate(shape_of(x)[2:]):
+        reach = (out[axis] - 1) * strides[axis] + (kernel[axis] - 1) * spread[axis] + 1
+        pads[axis + rank] = max(pads[axis + rank], reach - size - pads[axis])
+        if pads[axis + rank] >= kernel[axis]:
+            raise Unfit("its last window would hold padding only")
+    known = {"kernel_shape": kernel, "strides": strides, "pads": pads}
+    if set(spread) != {1}:
+        known["dilations"] = spread
+    if any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
+        raise Unfit("its indices are read")
+    return w.op(node.op_type, x, **known)
+
+
 def global_kind(node: ir.Node, w: Writer) -> ir.Value:
     """AveragePool, MaxPool over the whole image = GlobalAveragePool, GlobalMaxPool"""
     window = Window(node)
@@ -224,9 +251,10 @@ FORMS: Forms = {
     "GlobalAveragePool": (reduced, whole_kernel),
     "GlobalMaxPool": (reduced, whole_kernel),
     "AveragePool": (
+        floor_mode,
         global_kind,
         *(partial(two_averages, first=n) for n in (2, 3, 4, 5, 7, 8, 13, 16)),
         constant_conv,
     ),
-    "MaxPool": (global_kind, *(partial(two_maxima, first=n) for n in (3, 5, 7, 15))),
+    "MaxPool": (floor_mode, global_kind, *(partial(two_maxima, first=n) for n in (3, 5, 7, 15))),
 }

@@ -134,6 +134,24 @@ def second_axis(node: ir.Node, w: Writer) -> ir.Value:
     return w.reshape(w.slice(flat[0], 1, start, start + (length - 1) * step + 1, step), result)
 
 
+def along(node: ir.Node, w: Writer, target: int) -> ir.Value:
+    """ArgMax over axis k = Transpose → ArgMax over another → Transpose"""
+    x = needed(node)
+    dims = shape_of(x)
+    axis, place = axis_of(node, len(dims), 0), target % len(dims)
+    if axis == place:
+        raise Unfit("it runs along that axis already")
+    order = list(range(len(dims)))
+    order[axis], order[place] = order[place], order[axis]
+    found = w.op(node.op_type, w.transpose(x, order), axis=place)
+    if "select_last_index" in node.attributes:
+        w.nodes[-1].attributes["select_last_index"] = node.attributes["select_last_index"]
+    found.type = node.outputs[0].type
+    back = w.transpose(found, order)
+    keep = node.attributes.get_int("keepdims", 1)
+    return back if keep else w.reshape(back, shape_of(node.outputs[0]))
+
+
 def flat_indices(node: ir.Node, w: Writer) -> ir.Value:
     """Gather(x, indices of several axes) = Gather(x, Reshape(indices)) → Reshape"""
     indices = needed(node, 1)
@@ -267,6 +285,8 @@ FORMS: Forms = {
     "Squeeze": (reshape,),
     "Unsqueeze": (reshape,),
     "Split": (slices,),
+    "ArgMax": (partial(along, target=-1), partial(along, target=1)),
+    "ArgMin": (partial(along, target=-1), partial(along, target=1)),
     "Concat": (second_axis,),
     "Slice": (second_axis, parts, partial(strided, cut=False), partial(strided, cut=True)),
     "Gather": (picked, flat_indices, selection),

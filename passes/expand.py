@@ -86,7 +86,7 @@ def isolate(node: ir.Node, opset: int) -> ir.Model:
             copies[value].type = ir.TensorType(tensor.dtype)
             graph.register_initializer(copies[value])
     outputs = [
-        ir.Value(name=f"output_{i}" if v.name else "", shape=v.shape, type=v.type)
+        ir.Value(name=f"output_{i}" if v.name else "", shape=_static(v), type=v.type)
         for i, v in enumerate(node.outputs)
     ]
     graph.append(
@@ -100,6 +100,11 @@ def isolate(node: ir.Node, opset: int) -> ir.Model:
     graph.outputs.extend(new for old, new in wanted if old.uses() or old.is_graph_output())
     graph.meta["inputs"] = {copy.name: value for value, copy in copies.items()}
     return ir.Model(graph, ir_version=10)
+
+
+def _static(value: ir.Value) -> ir.Shape | None:
+    """Return a shape in numbers; another one is left to inference, which may find more."""
+    return value.shape if value.shape is not None and value.shape.is_static() else None
 
 
 def _graft(fragment: ir.Model, node: ir.Node, names: Names) -> None:

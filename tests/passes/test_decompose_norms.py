@@ -195,6 +195,16 @@ def test_large_kernels_in_two_stages(case: str, decomposed: Callable[..., list[s
     assert decomposed(WIDE + text, supported, limit, atol=atol) == becomes.split()
 
 
+FLOOR = Limit(("AveragePool", "MaxPool"), "ceil_mode", "A", "test", among=(False,))
+
+
+@pytest.mark.parametrize("kind", ["MaxPool", "AveragePool"])
+def test_ceil_mode_is_padding(kind: str, decomposed: Callable[..., list[str]]) -> None:
+    body = f"{{ y = {kind}<kernel_shape=[3,4], strides=[2,3], pads=[1,0,0,1], ceil_mode=1>(x) }}"
+    # The same windows; a mean of 12 values may sum in another order.
+    assert decomposed(WIDE + body, kind, FLOOR, atol=1e-6) == [kind]
+
+
 def test_a_prime_kernel_is_refused_with_advice(parse: Callable[..., Program], device: Any) -> None:
     before = parse(WIDE + "{ y = AveragePool<kernel_shape=[7,7]>(x) }")
     step = run(before, [Decompose()], device("AveragePool", POOLED)).steps[0]

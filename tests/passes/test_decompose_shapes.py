@@ -154,6 +154,17 @@ def test_slice_along_the_axis_that_a_device_has(
     assert ops(after) == ["Reshape", "Slice", "Reshape"]
 
 
+@pytest.mark.parametrize("keep", [0, 1])
+def test_argmax_along_the_axis_that_a_device_has(
+    keep: int, decomposed: Callable[..., list[str]]
+) -> None:
+    limit = Limit(("ArgMax",), "axis", "A", "test", among=(1,))
+    ports = f"(float[2,8,4,6] x) => (int64[{'A,B,C,D' if keep else 'A,B,C'}] y)"
+    body = f"{{ y = ArgMax<axis=-1, keepdims={keep}>(x) }}"
+    found = decomposed(ports + body, "ArgMax Transpose Reshape", limit)
+    assert found[:3] == ["Transpose", "ArgMax", "Transpose"]
+
+
 REFUSED = {
     "step": (
         "<int64[1] s = {0}, int64[1] e = {99}, int64[1] a = {3}, int64[1] t = {4}>"
