@@ -125,7 +125,7 @@ def _lower(program: Program, arch: str, options: LowerOptions, workdir: Path) ->
 
     level = cpu_level.resolve(options.cpu)
     done = gpu.compile_program(program.model, arch, level, linker.find_linker(level.arch))
-    index = json.dumps({"arch": arch, "kernels": done.source.count("__global__")}, sort_keys=True)
+    index = json.dumps({"arch": arch})
     files = {LIBRARY: done.library, SOURCE: done.source.encode(), INDEX: index.encode()}
     files = {FOLDER + name: content for name, content in files.items()}
     found = None if options.vendor == "skip" else nvcc.find()
