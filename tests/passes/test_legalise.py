@@ -231,7 +231,10 @@ def test_gaps_are_closed(gap: str, parse: Callable[..., Program]) -> None:
     runner, expected = OnnxRunner(after), OnnxRunner(before)
     for seed in range(2):
         rng = np.random.default_rng(seed)
-        values = {p.name: rng.normal(size=p.shape).astype(p.dtype) for p in before.inputs}
+        values = {
+            p.name: rng.normal(size=[int(d) for d in p.shape]).astype(p.dtype)
+            for p in before.inputs
+        }
         got = runner(values)
         for port, value in expected(values).items():
             np.testing.assert_allclose(got[port], value, rtol=2e-6, atol=NOISE, err_msg=gap)
