@@ -1,0 +1,468 @@
+"""What a device answers, from the quantized program and the facts of its profile alone.
+
+Evaluates a float program or one with QuantizeLinear and DequantizeLinear, before npuc made it
+compute like the device, node by node: products of codes as exact sums of integers, requantized by
+the device's rule (`scalar_rules`), everything else by ONNX's own reference implementation, rounded
+to the device's float. It shares no arithmetic with npuc, ONNX Runtime or TVM.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx.reference
+
+from npuc.profile import FloatFormat, Profile
+
+if TYPE_CHECKING:
+    from tests.targets.independent import scalar_rules as rules
+else:
+    import scalar_rules as rules
+
+Array = np.ndarray[Any, Any]
+PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
+CLAMPS = frozenset({"Clip", "Relu"})
+CHOOSES = CLAMPS | {
+    "Concat", "Expand", "Flatten", "Gather", "Identity", "Max", "MaxPool", "Min", "Pad", "Reshape",
+    "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+}  # fmt: skip
+"""Operators whose results are values of their inputs."""
+ONE_ROUNDING = frozenset({"Add", "Sub", "Mul", "Div"})
+"""Operators that IEEE 754 defines to the last bit, whoever computes them."""
+FUNCTIONS = {
+    "Erf": math.erf,
+    "Exp": math.exp,
+    "HardSigmoid": lambda x: min(max(0.2 * x + 0.5, 0.0), 1.0),
+    "Sigmoid": lambda x: 1 / (1 + math.exp(-x)),
+    "Softplus": lambda x: math.log1p(math.exp(x)),
+    "Tanh": math.tanh,
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor. `kind` is what a float32 stands for: "float", "codes", "sum" (an accumulator),
+    "constant"; or "other" for what is no float32.
+
+    `codes`, `scale` and `zero` are there where all of it is coded alike; `scale` broadcasts or is
+    a vector per channel. `inexact` names the operators before it whose last bit in float32 is
+    nobody's promise: sums, exponentials.
+    """
+
+    real: Array
+    kind: str
+    codes: Array | None = None
+    scale: Array | None = None
+    zero: int = 0
+    inexact: frozenset[str] = frozenset()
+    host: bool = False
+
+
+@dataclass
+class Model:
+    """Evaluates one program for one device. `form` is what the device stores floats in."""
+
+    proto: onnx.ModelProto
+    profile: Profile
+    form: FloatFormat | None
+    values: dict[str, Value] = field(default_factory=dict)
+    within: set[str] = field(default_factory=set)
+    """Tensors that no device has: between an operator and what it is coded by."""
+
+    def __post_init__(self) -> None:
+        get, graph = self.profile.get, self.proto.graph
+        self.ops = set(get("int8.ops", ()))
+        self.fused = set(get("int8.fused", ()))
+        self.rule = get("int8.requantize", "float32-even")
+        self.accumulator = (get("int8.accumulator_bits", 32), get("int8.overflow", "wrap"))
+        self.as_written = self.rule == "float32-even" and self.accumulator == (32, "wrap")
+        self.tflite = get("int8.elementwise", "float") == "tflite"
+        self.operands_only = get("float.rounds", "results") == "operands"
+        self.flush = get("float.subnormals", "kept") == "flushed"
+        self.asked = {v.name for v in graph.output}
+        self.opset = next(o.version for o in self.proto.opset_import if not o.domain)
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Value]:
+        """Return the outputs of one call by name."""
+        constants = self.proto.graph.initializer
+        self.values = {t.name: _constant(onnx.numpy_helper.to_array(t)) for t in constants}
+        for name, array in inputs.items():
+            self.values[name] = Value(array, "float", host=True)
+        for node in self.proto.graph.node:
+            if node.output[0] not in self.values and node.output[0] not in self.within:
+                self._node(node)
+        return {name: self._output(name) for name in self.asked}
+
+    def _output(self, name: str) -> Value:
+        value = self.values[name]
+        held = value.kind in ("codes", "sum") and not value.host
+        return replace(value, real=self._short(value.real)) if held else value
+
+    def _node(self, node: onnx.NodeProto) -> None:
+        reads = [self.values[name] for name in node.input if name]
+        host, kind = _hosted(node), node.op_type
+        if kind == "QuantizeLinear":
+            self._quantize(node, *reads)
+        elif kind == "DequantizeLinear":
+            self._dequantize(node, *reads)
+        elif kind in PRODUCTS & self.ops and not host and all(_coded(v) for v in reads[:2]):
+            self._product(node, reads)
+        elif not (self.tflite and reads and not host and self._kernel(node, reads)):
+            self._float(node, reads, host)
+
+    # --- floats -----------------------------------------------------------------------------------
+
+    def _short(self, real: Array) -> Array:
+        """Round to the device's float, where results are stored in one."""
+        return real if self.operands_only else self._rounded(real)
+
+    def _rounded(self, real: Array) -> Array:
+        form = self.form
+        if form is None or real.dtype != np.float32:
+            return real
+        rounded = [
+            rules.short(x, form.exponent, form.mantissa, flush=self.flush)
+            for x in real.reshape(-1).tolist()
+        ]
+        return np.array(rounded, np.float32).reshape(real.shape)
+
+    def _float(self, node: onnx.NodeProto, reads: list[Value], host: bool) -> None:
+        kind, floats = node.op_type, [v for v in reads if v.real.dtype == np.float32]
+        varying = [v for v in floats if v.kind != "constant"]
+        chooses = kind in CHOOSES
+        stands = {v.kind for v in varying} - {"float"}
+        bias = kind == "Add" and [v.kind for v in varying] == ["sum"] and len(floats) == 2
+        whole = kind in CLAMPS | {"Pad"} or len(varying) == len(floats)
+        exact = not host and varying and (bias or (chooses and whole))
+        exact = exact and all(v.kind != "float" and not v.host for v in varying)
+        inexact = frozenset[str]().union(*(v.inexact for v in reads))
+        if exact:
+            result = self._reference(node, [v.real for v in reads])
+            new = Value(result, "sum" if "sum" in stands else "codes", inexact=inexact)
+            if chooses and kind not in CLAMPS and len(floats) == 1:
+                new = _recoded(new, floats[0])
+            self.values[node.output[0]] = new
+            return
+        coded = kind in self.ops and not host and all(v.kind == "codes" for v in reads[:2])
+        if coded and not chooses:  # from codes to codes, if there is no rule for it: one rounding
+            result = self._reference(node, [v.real for v in reads])
+            inexact |= {kind} - ONE_ROUNDING
+            self.values[node.output[0]] = Value(result, "sum", inexact=inexact)
+            return
+        arrays = [self._read(v, host, node.op_type, i) for i, v in enumerate(reads)]
+        result = self._reference(node, arrays)
+        if result.dtype != np.float32:
+            self.values[node.output[0]] = Value(result, "other")
+            return
+        if not chooses:
+            inexact |= {kind} - ONE_ROUNDING
+        if not host and not chooses:
+            result = self._short(result)
+        constant = not varying and bool(floats)
+        self.values[node.output[0]] = Value(
+            result, "constant" if constant else "float", inexact=inexact, host=host
+        )
+
+    def _read(self, value: Value, host: bool, kind: str, index: int) -> Array:
+        """Return what an operator that computes in floats gets of a value."""
+        if host:
+            return self._short(value.real) if value.kind == "sum" else value.real
+        if self.operands_only:
+            factor = kind in PRODUCTS and index < 2 and value.kind != "codes"
+            return self._rounded(value.real) if factor else value.real
+        rounded = value.kind == "float" and not value.host
+        return value.real if rounded else self._short(value.real)
+
+    def _reference(self, node: onnx.NodeProto, arrays: list[Array]) -> Array:
+        """Run one node by ONNX's reference implementation."""
+        given = iter(arrays)
+        named = {name: next(given) for name in node.input if name}
+        infos = [
+            onnx.helper.make_tensor_value_info(
+                n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape
+            )
+            for n, a in named.items()
+        ]
+        out = onnx.ValueInfoProto(name=node.output[0])
+        graph = onnx.helper.make_graph([node], "node", infos, [out])
+        opset = [onnx.helper.make_opsetid("", self.opset)]
+        one = onnx.helper.make_model(graph, opset_imports=opset)
+        answer = onnx.reference.ReferenceEvaluator(one).run(None, named)
+        assert isinstance(answer, list)
+        return np.asarray(answer[0])
+
+    def _quantize(self, node: onnx.NodeProto, x: Value, scale: Value, zero: Value) -> None:
+        step, z, kind = np.float32(scale.real), int(zero.real), zero.real.dtype
+        low, high = np.iinfo(kind).min, np.iinfo(kind).max
+        if self.tflite and _coded(x):
+            codes = self._recode(x, float(step), z, (int(low), int(high)))
+        else:
+            real = self._short(x.real) if x.host else x.real
+            codes = np.clip(np.rint(real / step) + np.float32(z), low, high).astype(np.int64)
+        self._store(node, codes, kind, x.inexact)
+
+    def _store(
+        self, quantize: onnx.NodeProto, codes: Array, kind: Any, inexact: frozenset[str]
+    ) -> None:
+        self.values[quantize.output[0]] = Value(codes.astype(kind), "other", inexact=inexact)
+
+    def _dequantize(self, node: onnx.NodeProto, x: Value, scale: Value, zero: Value) -> None:
+        codes, steps, z = x.real.astype(np.int64), scale.real, int(zero.real.reshape(-1)[0])
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        shape = [-1 if i == axis % codes.ndim else 1 for i in range(codes.ndim)]
+        spread = steps.reshape(shape) if steps.size > 1 else steps.reshape(())
+        real = (codes - z).astype(np.float32) * spread
+        kept = steps.reshape(-1 if steps.size > 1 else ()).astype(np.float64)
+        value = Value(np.asarray(real, np.float32), "codes", codes, kept, z, x.inexact)
+        self.values[node.output[0]] = value
+
+    # --- sums of products of codes ----------------------------------------------------------------
+
+    def _product(self, node: onnx.NodeProto, reads: list[Value]) -> None:
+        left, right = reads[:2]
+        assert left.codes is not None and right.codes is not None
+        assert left.scale is not None and right.scale is not None and not left.scale.ndim
+        a, b = left.codes - left.zero, right.codes - right.zero
+        total = _sum(node, a, b)
+        unit = left.scale * right.scale
+        across = unit.reshape(-1, *(1,) * (total.ndim - 2)) if node.op_type == "Conv" else unit
+        across = across if unit.ndim else unit
+        bias, inexact = np.zeros((), np.int64), left.inexact | right.inexact
+        if len(reads) > 2:
+            added = reads[2]
+            assert added.codes is not None
+            bias = added.codes.reshape(across.shape) if node.op_type == "Conv" else added.codes
+        chain = self._chain(node)
+        if chain is None:
+            real = ((total + bias) * across).astype(np.float32)
+            inexact |= {node.op_type}
+            self.values[node.output[0]] = Value(real, "sum", inexact=inexact)
+            return
+        first, clamps, quantize = chain
+        if first is not None:
+            bias = np.rint(first.real.astype(np.float64) / across).astype(np.int64)
+        inexact |= {node.op_type} if self.as_written else frozenset()
+        step, z, low, high, kind = self._coding(quantize)
+        for clamp in clamps:
+            low, high = self._bounds(clamp, step, z, low, high)
+        if self.rule.startswith("tflite") and not unit.ndim and node.op_type != "Conv":
+            across = np.asarray(rules.f32(float(unit)))
+        factor = np.broadcast_to(across / step, total.shape).reshape(-1).tolist()
+        rule = rules.REQUANTIZE[self.rule]
+        codes = [
+            rules.clip(rule(rules.held(n, *self.accumulator), m) + z, low, high)
+            for n, m in zip((total + bias).reshape(-1).tolist(), factor, strict=True)
+        ]
+        self._store(quantize, np.array(codes).reshape(total.shape), kind, inexact)
+
+    def _chain(
+        self, node: onnx.NodeProto
+    ) -> tuple[Value | None, list[onnx.NodeProto], onnx.NodeProto] | None:
+        """Return the bias and clamps between a product and its QuantizeLinear, if it has one."""
+        name, bias, added, clamps = node.output[0], None, node, []
+        reader = self._only(name)
+        if node.op_type == "MatMul" and reader is not None and reader.op_type == "Add":
+            added, (other,) = reader, (n for n in reader.input if n != name)
+            bias = self.values.get(other)
+            if bias is None or bias.kind != "constant" or bias.real.size != bias.real.shape[-1]:
+                return None
+            reader = self._only(reader.output[0])
+        while reader is not None and reader.op_type in self.fused & CLAMPS:
+            clamps.append(reader)
+            reader = self._only(reader.output[0])
+        if reader is None or reader.op_type != "QuantizeLinear":
+            return None
+        self.within |= {n.output[0] for n in (node, added, *clamps)}
+        return bias, clamps, reader
+
+    def _only(self, name: str) -> onnx.NodeProto | None:
+        uses = [n for n in self.proto.graph.node for read in n.input if read == name]
+        alone = len(uses) == 1 and name not in self.asked and not _hosted(uses[0])
+        return uses[0] if alone else None
+
+    def _coding(self, quantize: onnx.NodeProto) -> tuple[float, int, int, int, Any]:
+        scale, zero = (self.values[n].real for n in quantize.input[1:3])
+        kind = np.iinfo(zero.dtype)
+        return float(scale), int(zero), int(kind.min), int(kind.max), zero.dtype
+
+    def _bounds(
+        self, clamp: onnx.NodeProto, step: float, z: int, low: int, high: int
+    ) -> tuple[int, int]:
+        """Narrow the codes by a fused activation: q(f) = z + half-away(f32(f / s))."""
+        if clamp.op_type == "Relu":
+            return max(low, z), high
+        ends = [self.values[n] if n else None for n in [*clamp.input, "", ""][1:3]]
+        at = [None if v is None else z + rules.away(rules.f32(float(v.real) / step)) for v in ends]
+        return max(low, at[0] if at[0] is not None else low), min(
+            high, at[1] if at[1] is not None else high
+        )
+
+    # --- TFLite's kernels -------------------------------------------------------------------------
+
+    def _recode(self, x: Value, step: float, z: int, ends: tuple[int, int]) -> Array:
+        assert x.codes is not None and x.scale is not None
+        if (float(x.scale), x.zero) == (step, z):
+            return x.codes
+        by = rules.multiplier(float(x.scale) / step)
+        flat = (x.codes - x.zero).reshape(-1).tolist()
+        return np.array([rules.clip(rules.mbqm(q, by) + z, *ends) for q in flat]).reshape(
+            x.codes.shape
+        )
+
+    def _kernel(self, node: onnx.NodeProto, reads: list[Value]) -> bool:
+        """Compute on codes where TFLite has a kernel; say whether it has."""
+        kind, name, clamps = node.op_type, node.output[0], []
+        if kind in CHOOSES - CLAMPS - {"Concat"} or not _coded(reads[0]):
+            return False
+        reader = self._only(name)
+        while reader is not None and reader.op_type in CLAMPS:
+            clamps.append(reader)
+            reader = self._only(reader.output[0])
+        if reader is None or reader.op_type != "QuantizeLinear":
+            return False
+        step, z, low, high, dtype = self._coding(reader)
+        if kind == "Concat":
+            arrays = [self._recode(v, step, z, (low, high)) for v in reads]
+            codes: Array | None = self._reference(node, arrays)
+        else:
+            codes = self._computed(node, reads, step, z)
+        if codes is None:
+            return False
+        for clamp in [node] * (kind in CLAMPS) + clamps:
+            low, high = self._bounds(clamp, step, z, low, high)
+        inexact = frozenset[str]().union(*(v.inexact for v in reads))
+        self._store(reader, np.clip(codes, low, high), dtype, inexact)
+        self.within |= {n.output[0] for n in (node, *clamps)}
+        return True
+
+    def _computed(
+        self, node: onnx.NodeProto, reads: list[Value], step: float, z: int
+    ) -> Array | None:
+        kind, x = node.op_type, reads[0]
+        assert x.codes is not None and x.scale is not None
+        centred, source = x.codes - x.zero, float(x.scale)
+        if kind in ("Add", "Sub", "Mul"):
+            if not _coded(reads[1]):
+                return None
+            return _two(kind, x, reads[1], step) + z
+        if kind in ("GlobalAveragePool", "ReduceMean"):
+            axes = tuple(range(2, centred.ndim))
+            assert kind == "GlobalAveragePool", "write ReduceMean's axes here when a net has one"
+            total, count = centred.sum(axis=axes, keepdims=True), math.prod(centred.shape[2:])
+            return _each(lambda n: rules.mean(n, count, source, step), total) + z
+        if kind == "AveragePool":
+            total, count = self._windows(node, x.codes)
+            pooled = [
+                rules.average(int(n), int(c))
+                for n, c in zip(total.reshape(-1), count.reshape(-1), strict=True)
+            ]
+            same = replace(x, codes=np.clip(np.array(pooled).reshape(total.shape), -128, 127))
+            return self._recode(same, step, z, (-128, 127))
+        if kind == "Softmax":
+            axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
+            assert axis in (-1, centred.ndim - 1) and (step, z) == (1 / 256, -128)
+            return np.apply_along_axis(lambda r: rules.softmax(r.tolist(), source), -1, x.codes)
+        if kind in CLAMPS:
+            by = rules.multiplier(rules.f32(source / step))
+            return _each(lambda q: rules.mbqm(q, by), centred) + z
+        if kind == "HardSwish":
+            return _each(lambda q: rules.hard_swish(q, source, step), centred) + z
+        if kind == "Sqrt":  # LiteRT's kernels/elementwise.cc cuts, and refuses what is below zero
+            cut = (
+                _each(
+                    lambda q: int(rules.f32(math.sqrt(rules.f32(source * max(q, 0)))) / step),
+                    centred,
+                )
+                + z
+            )
+            return np.where(centred < 0, -128, cut)
+        function = FUNCTIONS.get(kind)
+        if kind == "Pow" and reads[1].real.size == 1:
+            power = float(reads[1].real.reshape(-1)[0])
+            function = lambda v: v**power if v else math.inf  # noqa: E731
+        if function is None:
+            return None
+        return _each(lambda q: rules.lookup(function, q, source, step), centred) + z
+
+    def _windows(self, node: onnx.NodeProto, codes: Array) -> tuple[Array, Array]:
+        """Return sums of codes in each window, and how many places of the image it holds."""
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        kernel, n = attributes["kernel_shape"], codes.ndim - 2
+        pads, strides = attributes.get("pads", [0] * 2 * n), attributes.get("strides", [1] * n)
+        assert not attributes.get("count_include_pad", 0) and not attributes.get("ceil_mode", 0)
+        ends = [(0, 0), (0, 0), *zip(pads[:n], pads[n:], strict=True)]
+
+        def summed(array: Array) -> Array:
+            padded = np.pad(array, ends)
+            view = np.lib.stride_tricks.sliding_window_view(padded, kernel, (2, 3))
+            return np.asarray(view[:, :, :: strides[0], :: strides[1]].sum(axis=(-2, -1)))
+
+        return summed(codes), summed(np.ones_like(codes))
+
+
+def _sum(node: onnx.NodeProto, a: Array, b: Array) -> Array:
+    """Return the exact sums of products that Conv, Gemm or MatMul asks for, in int64."""
+    attributes = {x.name: onnx.helper.get_attribute_value(x) for x in node.attribute}
+    if node.op_type == "MatMul":
+        return np.asarray(a @ b)
+    if node.op_type == "Gemm":
+        assert attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
+        sides = [m.T if attributes.get(t, 0) else m for m, t in ((a, "transA"), (b, "transB"))]
+        return np.asarray(sides[0] @ sides[1])
+    assert b.ndim == 4 and attributes.get("auto_pad", b"NOTSET") == b"NOTSET"
+    top, left, bottom, right = attributes.get("pads", [0] * 4)
+    (dy, dx), (sy, sx) = attributes.get("dilations", [1, 1]), attributes.get("strides", [1, 1])
+    groups = attributes.get("group", 1)
+    a = np.pad(a, [(0, 0), (0, 0), (top, bottom), (left, right)])
+    height = (a.shape[2] - (b.shape[2] - 1) * dy - 1) // sy + 1
+    width = (a.shape[3] - (b.shape[3] - 1) * dx - 1) // sx + 1
+    parts = []
+    for x, w in zip(np.split(a, groups, 1), np.split(b, groups, 0), strict=True):
+        total = np.zeros((x.shape[0], w.shape[0], height, width), np.int64)
+        for i in range(w.shape[2]):
+            for j in range(w.shape[3]):
+                y, z = i * dy, j * dx
+                tap = x[:, :, y : y + (height - 1) * sy + 1 : sy, z : z + (width - 1) * sx + 1 : sx]
+                total += np.einsum("nchw,oc->nohw", tap, w[:, :, i, j])
+        parts.append(total)
+    return np.concatenate(parts, 1)
+
+
+def _two(kind: str, a: Value, b: Value, step: float) -> Array:
+    assert a.codes is not None and b.codes is not None
+    first, second = (float(v.scale) for v in (a, b) if v.scale is not None)
+    pairs = np.broadcast_arrays(a.codes - a.zero, b.codes - b.zero)
+    if kind == "Mul":
+        by = rules.multiplier(rules.f32(rules.f32(first * second) / step))
+        return _each(lambda n: rules.mbqm(n, by), pairs[0] * pairs[1])
+    scales, sign = (first, second, step), -1 if kind == "Sub" else 1
+    both = zip(*(p.reshape(-1).tolist() for p in pairs), strict=True)
+    return np.array([rules.add(m, n, scales, sign) for m, n in both]).reshape(pairs[0].shape)
+
+
+def _each(function: Any, array: Array) -> Array:
+    found = {n: function(n) for n in set(array.reshape(-1).tolist())}
+    return np.array([found[n] for n in array.reshape(-1).tolist()], np.int64).reshape(array.shape)
+
+
+def _constant(array: Array) -> Value:
+    return Value(array, "constant" if array.dtype == np.float32 else "other")
+
+
+def _coded(value: Value) -> bool:
+    return value.codes is not None
+
+
+def _hosted(node: onnx.NodeProto) -> bool:
+    return any(p.key == "npuc.place" for p in node.metadata_props)
+
+
+def _recoded(new: Value, old: Value) -> Value:
+    """Give values that one tensor's values became that tensor's codes."""
+    if old.codes is None or old.scale is None or old.scale.ndim:
+        return new
+    codes = np.rint(new.real.astype(np.float64) / old.scale).astype(np.int64) + old.zero
+    return replace(new, codes=codes, scale=old.scale, zero=old.zero)
