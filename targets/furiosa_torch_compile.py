@@ -26,6 +26,9 @@ FOLDER = Path(__file__).resolve().parent
 CHUNK = 8
 """Nodes of the runs that are tried first where the whole graph does not compile."""
 
+LEAST = 10.0
+"""Seconds below which no part is tried: capturing one takes some."""
+
 VIEWS = {"Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 """Operators that compute nothing: no part is made of these alone."""
 
@@ -89,7 +92,7 @@ def split(graph: Any, known: Any, limit: float, end: float, reason: str) -> Any:
             why = "it computes nothing by itself"
         elif key in seen:
             why = seen[key]  # the same nodes on the same shapes have failed before
-        elif left <= 0:
+        elif left < LEAST:
             why = "not tried: the time is up"
         else:
             why = attempt(segment(graph, chosen, known), FOLDER / name, min(limit, left))
@@ -128,7 +131,8 @@ def attempt(graph: Any, path: Path, limit: float) -> str:
             path.with_suffix(".part").write_bytes(binary)
             status = 0
         except BaseException as error:  # whatever it is, the parent says it
-            said.write_text(f"{type(error).__name__}: {error}", errors="replace")
+            print(f"{type(error).__name__}: {error}", flush=True)
+            said.write_text(f"{type(error).__name__}: {core(str(error))}", errors="replace")
         os._exit(status)
     ended = waited(child, limit)
     try:
@@ -159,6 +163,13 @@ def compiled(graph: Any) -> bytes:
     if len(again) != len(binary):
         raise RuntimeError(f"{len(binary)} bytes, {len(again)} when read and written again")
     return binary
+
+
+def core(text: str) -> str:
+    """Return an error's reason: without the whole graph before it and the places after it."""
+    reason = text.rpartition("compile error:")[2].partition("Location:")[0]
+    lines = [line for line in reason.splitlines() if line.strip() and "(cache at" not in line]
+    return "\n".join(lines) or text[-2000:]
 
 
 def waited(child: int, limit: float) -> "int | None":

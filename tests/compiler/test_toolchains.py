@@ -70,6 +70,13 @@ def chip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chip:
     return target
 
 
+def state() -> str:
+    """Return the state of the only environment."""
+    listed = json.loads(json.dumps(toolchains.listing()))
+    (row,) = listed["toolchains"]
+    return str(row["state"])
+
+
 def test_install_list_use_and_remove(chip: Chip, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["toolchain", "list"]) == 0
     text = capsys.readouterr().out
@@ -110,8 +117,7 @@ def test_new_pins_replace_the_environment(chip: Chip, tmp_path: Path) -> None:
     toolchains.install("chipc", lambda line: None)
     wheel(tmp_path / "wheels", version="1.1")
     chip.profile = Chip('["chipc==1.1"]').profile
-    (row,) = toolchains.listing()["toolchains"]  # type: ignore[misc,union-attr]
-    assert row["state"] == "has other pins"
+    assert state() == "has other pins"
     item = toolchains.install("chipc", lambda line: None)
     assert (item.environment.installed() or {})["chipc"] == "1.1"
 
@@ -120,8 +126,7 @@ def test_a_killed_installation_does_not_count_and_is_replaced(chip: Chip) -> Non
     path = environments.folder() / "chipc"
     (path / "bin").mkdir(parents=True)
     (path / "bin" / "python").symlink_to(sys.executable)  # all but the marker
-    (row,) = toolchains.listing()["toolchains"]  # type: ignore[misc,union-attr]
-    assert row["state"] == "incomplete"
+    assert state() == "incomplete"
     said: list[str] = []
     item = toolchains.install("chipc", said.append)
     assert item.environment.installed() is not None

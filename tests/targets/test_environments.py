@@ -1,6 +1,7 @@
 """Environments of vendors' compilers: where they are, and what counts as installed."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each test a folder of its own, and the commands that compilers call."""
     monkeypatch.setenv("NPUC_TOOLCHAINS", str(tmp_path / "toolchains"))
     monkeypatch.delenv("NPUC_FURIOSA_TORCH_PYTHON", raising=False)
-    monkeypatch.setattr(environments.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
 
 
 def rngd() -> Environment:
@@ -91,7 +92,7 @@ def test_the_variable_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_commands_that_are_missing_are_named_with_their_packages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(environments.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     installed()
     found = environments.find("furiosa-torch", Profile.load("rngd"), PACKAGES)
     assert found.toolchain.missing == "aarch64-linux-gnu-gcc not on PATH"

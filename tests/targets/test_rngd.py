@@ -17,7 +17,7 @@ def build(
     bench: Callable[..., Any], install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Any]:
     """Return a function: what the compiler refuses → what was built of the image model."""
-    monkeypatch.setattr("npuc.targets.environments.shutil.which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
 
     def run(**chosen: str) -> Any:
         install(VARIABLE, FAKE, **chosen)

@@ -38,7 +38,7 @@ class Edge:
         class Done:
             buffer = b""
 
-        path = Path("content")
+        path = Path.home() / "content"
         seen = {"calls": len(CALLS), "shapes": CALLS[0]}
         misbehave.write(path, b"\x20\0\0\0ET12", **seen)
         Done.buffer = path.read_bytes()
