@@ -217,3 +217,15 @@ def fma(a: Any, b: Any, c: Any) -> Any:
     if lanes == 1:
         return t.call_llvm_pure_intrin("float32", "llvm.fma.f32", a, b, c)
     return t.call_llvm_pure_intrin(f"float32x{lanes}", f"llvm.fma.v{lanes}f32", a, b, c)
+
+
+def rounded(product: Any) -> Any:
+    """Keep LLVM from adding to a float product before it is rounded: TVM allows it to."""
+    t = tirx()
+
+    lanes, kind = lanes_of(product), str(product.ty.dtype)
+    short = kind.partition("x")[0].replace("float", "f")
+    name = (
+        f"llvm.arithmetic.fence.{short}" if lanes == 1 else f"llvm.arithmetic.fence.v{lanes}{short}"
+    )
+    return t.call_llvm_pure_intrin(kind, name, product)

@@ -7,7 +7,7 @@ import numpy as np
 
 from npuc.targets.tvm import markers, whole
 from npuc.targets.tvm.cpu_level import Level
-from npuc.targets.tvm.emit import Kernel, constant, widen
+from npuc.targets.tvm.emit import Kernel, constant, rounded, widen
 from npuc.targets.tvm.graph import Array, Walk, dtype_of, key, number, operator, shape_of
 from npuc.targets.tvm.pointwise import OPERATORS, SLOW, bounds, clip, quantize
 from npuc.targets.tvm.regions import Binding, Region, leaf_kind, shaped_args, tensor_args
@@ -160,5 +160,8 @@ def evaluate(expr: Any, args: list[Any], kernel: Kernel) -> Any:
         data, scale, zero = args
         return quantize(data, scale, zero, str(expr.attrs.out_dtype))
     if name in OPERATORS and dtype_of(expr) == "float32":
-        return OPERATORS[name](expr, args, Functions(in_kernel(kernel)))
-    return whole.OPERATORS[name](expr, args)
+        result = OPERATORS[name](expr, args, Functions(in_kernel(kernel)))
+    else:
+        result = whole.OPERATORS[name](expr, args)
+    product = name == "relax.multiply" and dtype_of(expr) in whole.FLOATS
+    return rounded(result) if product else result

@@ -17,12 +17,12 @@ folder = Path(sys.argv[1])
 program = Program.load(folder / "model.onnx")
 files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("payload/**/*.*")}
 draw = np.random.default_rng(0)
-x = {
-    p.name: draw.integers(0, 256, p.shape).astype(p.dtype)
-    if np.dtype(p.dtype).kind in "iu"
-    else draw.normal(size=p.shape).astype(p.dtype)
-    for p in program.inputs
-}
+x = {}
+for port in program.inputs:
+    shape = tuple(int(d) for d in port.shape)
+    whole = np.dtype(port.dtype).kind in "iu"
+    drawn = draw.integers(0, 256, shape) if whole else draw.normal(size=shape)
+    x[port.name] = drawn.astype(port.dtype)
 gpu, twin = Cuda().runner(files, program), tvm.load(files, program)
 got, expected = gpu(x), twin(x)
 gaps = {

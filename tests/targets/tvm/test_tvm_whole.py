@@ -193,3 +193,21 @@ def test_a_residual_network_is_exact(
     for name, value in done.expected.items():
         assert len(np.unique(value)) > 5, f"{name} hardly varies: it would hide errors"
     assert done.lowered.placement["ConvInteger"] == "tvm"
+
+
+@pytest.mark.parametrize("cpu", LEVELS)
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_a_product_is_rounded_before_it_is_added_to(
+    graph: Callable[..., Any], answer: Callable[..., Any], kind: Any, cpu: str
+) -> None:
+    """A fused multiply-add would differ in the last bit of about a quarter of the results."""
+    made = graph()
+    code = 1 if kind is np.float32 else 11
+    whole = made.node("Cast", made.input(codes("int32", (3, 1000), 0)), to=code)
+    product = made.node("Mul", whole, made.constant(np.array(0.1234567, kind)))
+    made.output(made.node("Add", product, made.constant(np.array(1e6 / 3, kind))))
+    product = made.node("Mul", whole, made.constant(np.linspace(0.1, 1, 1000).astype(kind)))
+    made.output(made.node("Sub", made.constant(np.array(1e6 / 3, kind)), product))
+    done = answer(made, cpu=cpu)
+    for name, expected in done.expected.items():
+        np.testing.assert_array_equal(done.got[name], expected)
