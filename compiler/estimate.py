@@ -29,6 +29,7 @@ ASSUMPTIONS = (
     "one layer runs after the other",
     "weights are read once per call, unless all fit on the chip",
     "activations stay on the chip as far as they fit",
+    "on-chip memory that is not public holds everything",
     "what stays on the host takes no time",
 )
 
@@ -123,7 +124,8 @@ def estimate(program: Program, profile: Profile, precision: str) -> Estimate:
     works = [_work(node, rates) for node in here]
     weights = sum(w for _, w, _ in works)
     most = max((a for _, _, a in works), default=0)
-    resident = rates.sram is not None and weights <= rates.sram
+    # Where on-chip memory is not public the bound must allow that all of it fits.
+    resident = rates.sram is None or weights <= rates.sram
     layers = []
     for node, (operations, weight, activation) in zip(here, works, strict=True):
         spilled = max(0, activation - rates.sram) if rates.sram is not None else 0
@@ -243,7 +245,7 @@ def text(found: Estimate, count: int = 8) -> str:
     else:
         bound = f"bound: at least {spelled(total)} per call"
         bound += f" ({', '.join(found.missing)} not public)" if found.missing else ""
-    fits = {None: "on-chip memory is not public", True: "fits on the chip", False: "does not fit"}
+    fits = {None: "not public: taken to fit", True: "fits on the chip", False: "does not fit"}
     rows = [
         ["operations", _count(found.operations)],
         ["weights", f"{size(found.weight_bytes)}"],

@@ -84,6 +84,7 @@ def test_what_does_not_fit_crosses_the_memory_interface() -> None:
 def test_absent_facts_are_named_and_bound_nothing() -> None:
     found = estimate(program(), profile(memory__gb_per_s=None, sram__mb_total=None), "int8")
     assert found.missing == ("sram.mb_total", "memory.gb_per_s") and found.fits is None
+    assert estimate(program(), profile(sram__mb_total=None), "int8").bytes == 0  # it may all fit
     assert found.seconds == pytest.approx(57600 / 2e12 + 800 / 1e12)
     nothing = profile(
         memory__gb_per_s=None, peak__int8_tops=None, peak__fp16_tflops=None, sram__mb_total=None
