@@ -13,10 +13,11 @@ NOISE_FACTOR = 8.0
 exact answer, on either side of it: a factor 2. The floor is a maximum over few values, and sums in
 another order (blocked, fused, unrolled) carry a few times more or less rounding: a factor 4."""
 
-SHARE = 0.25
-"""Lowering a program with rounded tensors may flip roundings that lie on a tie, and no more. A flip
-moves a value as far as rounding does, so by at most the largest error that rounding had brought;
-and flips are few, so that together they add at most a quarter of its error power (-6 dB)."""
+SHARE, FLIP = 0.25, 2.0
+"""Lowering a program with rounded tensors may flip roundings that lie on a tie, and no more.
+Rounding is off by at most half a step and a flip moves a value by a whole one: by at most twice the
+largest error that rounding had brought. Flips are few, so that together they add at most a quarter
+of its error power (-6 dB)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class Policy:
         """
         noise = self.noise(floor).max_abs
         so_far = {d.output: d for d in rounded}
-        worst = {n: max(noise[n], so_far[n].max_abs) for n in noise if n in so_far}
+        worst = {n: max(noise[n], FLIP * so_far[n].max_abs) for n in noise if n in so_far}
         power = {n: max(noise[n], SHARE**0.5 * so_far[n].rms) for n in noise if n in so_far}
         return Bar(
             "half the loss so far",
