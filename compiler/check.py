@@ -13,7 +13,7 @@ from npuc.errors import PassError
 from npuc.export import export
 from npuc.inputs import random
 from npuc.ledger import REFUSED, Fixed, Ledger, Open
-from npuc.legality import Finding, judge, work
+from npuc.legality import Finding, judge, leads_with_batch, work
 from npuc.load import Loaded, load
 from npuc.passes import standard
 from npuc.passes.base import Pass, run
@@ -163,7 +163,7 @@ def _bound(
 ) -> dict[str, int]:
     """Return the size of every dimension: the user's, the device's only batch, the sample's."""
     batch = profile.get("shapes.batch")
-    leading = [port.shape[0] for port in exported.inputs if len(port.shape) > 1]
+    leading = [port.shape[0] for port in exported.inputs if leads_with_batch(port)]
     first = {n: int(batch) for n in leading if isinstance(n, str)} if batch is not None else {}
     return {**sizes, **first, **dims}
 

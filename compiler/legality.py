@@ -16,7 +16,7 @@ from npuc.features import measure
 from npuc.nodes import ABSENT, UNKNOWN, is_constant, shape
 from npuc.passes.graphs import label
 from npuc.profile import Fact, Limit, Profile
-from npuc.program import Program
+from npuc.program import Port, Program
 
 Verdict = Literal["host", "blocked", "unknown", "note"]
 """The node runs on the host instead; the model cannot be compiled as it is; nothing public says;
@@ -67,6 +67,17 @@ def judge(program: Program, profile: Profile) -> tuple[Finding, ...]:
     fixed = not program.symbols
     nodes = [found for node in work(program.model) for found in _node(node, profile, fixed)]
     return (*_whole(program, profile), *nodes)
+
+
+def leads_with_batch(port: Port) -> bool:
+    """Whether an input's first dimension counts samples: that of an image, or one named so.
+
+    A dimension of a sequence comes first in some models, so no other is taken for it.
+    """
+    if not port.shape:
+        return False
+    first = port.shape[0]
+    return len(port.shape) == 4 or (isinstance(first, str) and "batch" in first.lower())
 
 
 def place(program: Program, profile: Profile) -> Mapping[str, str]:
@@ -265,7 +276,7 @@ def _whole(program: Program, profile: Profile) -> Iterator[Finding]:
         for name in program.symbols:
             yield _of_model("dimension", name, "must be a number", static)
     if batch := profile.facts.get("shapes.batch"):
-        sizes = [port.shape[0] for port in program.inputs if len(port.shape) > 1]
+        sizes = [port.shape[0] for port in program.inputs if leads_with_batch(port)]
         wrong = [size for size in sizes if isinstance(size, int) and size != batch.value]
         for size in wrong[:1]:
             yield _of_model("batch", size, f"only {batch.value}", batch)
