@@ -37,7 +37,7 @@ def run(target: str, model: str, timeout: float = SECONDS) -> dict[str, Any]:
                 f"zoo:{model}", target=target, output=path, vendor="require", timeout=timeout
             )
         except NpucError as error:
-            return {"target": target, "model": model, "error": error.message}
+            return {"target": target, "model": model, "error": last(error.message)}
         return described(path, model)
 
 
@@ -62,8 +62,8 @@ def described(path: Path, model: str = "") -> dict[str, Any]:
         "bytes": sizes,
     }
     return found | {k: summary[k] for k in ("delegation", "vela", "versions") if k in summary} | (
-        {"parts": summary["parts"], "host": summary["host"], "whole": summary["whole"],
-         "reason": summary["reason"]}
+        {"parts": summary["parts"], "whole": summary["whole"], "reason": plain(summary["reason"]),
+         "host": [{**h, "reason": plain(h["reason"])} for h in summary["host"]]}
         if "parts" in summary else {}
     )  # fmt: skip
 
@@ -86,7 +86,7 @@ def cell(item: dict[str, Any] | None) -> str:
     if item is None:
         return "not tried"
     if "error" in item:
-        return f"fails: {plain(item['error'])}"
+        return f"fails: {item['error']}"
     size = sum(item["bytes"].values()) / 1000
     if "delegation" in item:
         about = item["delegation"]
@@ -104,15 +104,23 @@ def cell(item: dict[str, Any] | None) -> str:
         why = item["host"][0]["reason"] if item["host"] else ""
         return (
             f"{size:.0f} kB, {count}/{count + len(item['host'])} nodes in {len(item['parts'])} "
-            f"parts; whole: {plain(item['reason'])}; first left out: {plain(why)}"
+            f"parts; whole: {item['reason']}; first left out: {why}"
         )
     return f"{size:.0f} kB, ran on this CPU"
 
 
 def plain(text: str) -> str:
-    """Return the beginning of an error, fit for a table."""
-    words = " ".join(text.split()).replace("|", "\\|")
+    """Return an error's innermost cause, fit for a table."""
+    if "actic failure summary" in text or "---+" in text:  # a drawing of the graph follows
+        return "Tactic failure summary"
+    lines = [line.strip() for line in text.partition("Location:")[0].splitlines() if line.strip()]
+    words = (lines[-1] if lines else text.strip()).replace("|", "\\|")
     return words if len(words) <= WORDS else words[:WORDS] + "…"
+
+
+def last(message: str) -> str:
+    """Return the last line of an error's message: the vendor's own words, as npuc shows them."""
+    return plain(message.strip().splitlines()[-1])
 
 
 def table() -> str:
