@@ -189,6 +189,10 @@ def nets(name: str, precision: str) -> list[str]:
     return [n for n in NETS if whole or n != "mixed"]
 
 
+RULED = ["warboy", "x220", "rk3588", "dolphin5", "ascend-910"]
+"""Targets with different rules to requantize by."""
+
+
 def test_npucs_own_targets_are_installed() -> None:
     """An empty parametrisation would pass without testing anything."""
     assert {"atom", "cpu"} <= {entry.name for entry in TARGETS}
@@ -241,16 +245,22 @@ def test_a_target_conforms(name: str, precision: str) -> None:
     """What lowering says and gives, and three answers to the same calls: the artifact's, that of
     the lowered program under ONNX Runtime, and that of the independent model of the device.
     """
-    target = make(name)
+    target, equal = make(name), {"the program": [0, 0], "the model": [0, 0]}
     for model in nets(name, precision):
         done = lowered(name, model, precision)
         says_what_was_done(target, done)
         places_as_judged(target, done)
         got = answers(target.runner(done.payload.files, done.program), done.program)
         oracle = OnnxRunner(done.program)
-        close(got, [oracle(call) for call in inputs(done.program)], target, precision, {})
-        truth, inexact = modelled(target, done.job)
-        close(got, truth, target, precision, inexact)
+        modelled, inexact = model_of(target, done.job)
+        ran: list[Tensors] = [oracle(call) for call in inputs(done.program)]
+        for other, want in (("the program", ran), ("the model", modelled)):
+            for number, count in enumerate(close(got, want, target, precision, inexact)):
+                equal[other][number] += count
+    # Where sums round otherwise, few land beside a boundary, but each moves all that reads it:
+    # once in any of these networks is 1.5 % of all results, a wrong rounding rule 5 % and more.
+    shares = {other: same / total for other, (same, total) in equal.items()}
+    assert min(shares.values()) >= 0.97, shares
 
 
 def says_what_was_done(target: Target, done: Lowered) -> None:
@@ -263,7 +273,8 @@ def says_what_was_done(target: Target, done: Lowered) -> None:
     assert payload.evidence in typing.get_args(Evidence)
     if missing := target.toolchain().missing:
         assert payload.evidence == "twin"
-        assert missing in payload.vendor and "not run" in payload.vendor
+        assert missing in payload.vendor
+        assert "not run" in payload.vendor or not hasattr(target, "tool")
 
 
 def places_as_judged(target: Target, done: Lowered) -> None:
@@ -292,7 +303,7 @@ def answers(runner: Runner, program: Program) -> list[Tensors]:
     return found
 
 
-def modelled(
+def model_of(
     target: Target, job: Handover, profile: Profile | None = None
 ) -> tuple[list[Tensors], dict[str, frozenset[str]]]:
     """Return what `numerics_model` answers, and what of its arithmetic has no one last bit."""
@@ -311,25 +322,41 @@ def close(
     target: Target,
     precision: str,
     inexact: Mapping[str, frozenset[str]],
-) -> None:
-    """Hold answers to others; bit for bit where all arithmetic before an output is exact."""
+) -> tuple[int, int]:
+    """Hold answers to others, bit for bit where all arithmetic before an output is exact.
+
+    Returns how many results are the same up to the order of summation, and how many there are.
+    """
+    same = count = 0
     for name in want[0]:
         pairs = [(g[name], w[name]) for g, w in zip(got, want, strict=True)]
         assert all((g.shape, g.dtype) == (w.shape, w.dtype) for g, w in pairs)
         result, truth = (np.stack(side).astype(np.float64) for side in zip(*pairs, strict=True))
         peak, gap = np.abs(truth).max(), np.abs(result - truth)
-        if not inexact.get(name, frozenset("?")):
-            assert gap.max() == 0, f"{name}: {(gap > 0).mean():.4f} differ, by {gap.max() / peak}"
-            continue
+        if not inexact[name]:
+            assert gap.max() == 0, f"{name}: {(gap > 0).sum()} of {gap.size} differ"
         formats = target.profile.float_formats
         steps = [2.0**-f.mantissa for f in formats[:1]] + [1 / 127] * (precision == "int8")
         # Each of at most five layers may sum in another order. That moves a result by some units
         # of float32 (2^-24; at most 72 terms, so 2^-18 in all), and where results are rounded or
         # coded it may cross one boundary: one step of the format, or one code.
         assert gap.max() <= peak * (5 * max(steps) if steps else 2.0**-18), name
-        # Crossing a boundary needs a sum within 2^-18 of one: rare, so most results are equal.
-        exact = gap <= peak * 2.0**-18
-        assert exact.mean() >= 0.9, f"{name}: {exact.mean():.2f} of the results are equal"
+        same, count = same + int((gap <= peak * 2.0**-18).sum()), count + gap.size
+    return same, count
+
+
+@pytest.mark.parametrize("name", RULED)
+@pytest.mark.parametrize("rule", ["tflite-double", "two-stage", "fp19-truncate"])
+def test_the_network_tells_rules_apart(name: str, rule: str) -> None:
+    """By another rule than the profile's, the model answers otherwise: the test above can fail."""
+    target, job = make(name), written(name, "image", "int8")
+    profile = target.profile
+    if profile.get("int8.requantize") == rule:
+        pytest.skip("its own rule")
+    fact = replace(profile.facts["int8.requantize"], value=rule)
+    other = replace(profile, facts={**profile.facts, "int8.requantize": fact})
+    pairs = zip(model_of(target, job)[0], model_of(target, job, other)[0], strict=True)
+    assert sum(int((a["d"] != b["d"]).sum()) for a, b in pairs) >= 5
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in TARGETS])

@@ -6,7 +6,6 @@ the device's rule (`scalar_rules`), everything else by ONNX's own reference impl
 to the device's float. It shares no arithmetic with npuc, ONNX Runtime or TVM.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -18,13 +17,16 @@ import onnx.reference
 from npuc.profile import FloatFormat, Profile
 
 if TYPE_CHECKING:
+    from tests.targets.independent import model_tflite as tflite
     from tests.targets.independent import scalar_rules as rules
+    from tests.targets.independent.model_values import Array, Value, coded, products, recoded
 else:
+    import model_tflite as tflite
     import scalar_rules as rules
+    from model_values import Array, Value, coded, products, recoded
 
-Array = np.ndarray[Any, Any]
+CLAMPS = tflite.CLAMPS
 PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
-CLAMPS = frozenset({"Clip", "Relu"})
 CHOOSES = CLAMPS | {
     "Concat", "Expand", "Flatten", "Gather", "Identity", "Max", "MaxPool", "Min", "Pad", "Reshape",
     "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
@@ -32,33 +34,6 @@ CHOOSES = CLAMPS | {
 """Operators whose results are values of their inputs."""
 ONE_ROUNDING = frozenset({"Add", "Sub", "Mul", "Div"})
 """Operators that IEEE 754 defines to the last bit, whoever computes them."""
-FUNCTIONS = {
-    "Erf": math.erf,
-    "Exp": math.exp,
-    "HardSigmoid": lambda x: min(max(0.2 * x + 0.5, 0.0), 1.0),
-    "Sigmoid": lambda x: 1 / (1 + math.exp(-x)),
-    "Softplus": lambda x: math.log1p(math.exp(x)),
-    "Tanh": math.tanh,
-}
-
-
-@dataclass(frozen=True)
-class Value:
-    """A tensor. `kind` is what a float32 stands for: "float", "codes", "sum" (an accumulator),
-    "constant"; or "other" for what is no float32.
-
-    `codes`, `scale` and `zero` are there where all of it is coded alike; `scale` broadcasts or is
-    a vector per channel. `inexact` names the operators before it whose last bit in float32 is
-    nobody's promise: sums, exponentials.
-    """
-
-    real: Array
-    kind: str
-    codes: Array | None = None
-    scale: Array | None = None
-    zero: int = 0
-    inexact: frozenset[str] = frozenset()
-    host: bool = False
 
 
 @dataclass
@@ -108,7 +83,7 @@ class Model:
             self._quantize(node, *reads)
         elif kind == "DequantizeLinear":
             self._dequantize(node, *reads)
-        elif kind in PRODUCTS & self.ops and not host and all(_coded(v) for v in reads[:2]):
+        elif kind in PRODUCTS & self.ops and not host and all(coded(v) for v in reads[:2]):
             self._product(node, reads)
         elif not (self.tflite and reads and not host and self._kernel(node, reads)):
             self._float(node, reads, host)
@@ -143,7 +118,7 @@ class Model:
             result = self._reference(node, [v.real for v in reads])
             new = Value(result, "sum" if "sum" in stands else "codes", inexact=inexact)
             if chooses and kind not in CLAMPS and len(floats) == 1:
-                new = _recoded(new, floats[0])
+                new = recoded(new, floats[0])
             self.values[node.output[0]] = new
             return
         coded = kind in self.ops and not host and all(v.kind == "codes" for v in reads[:2])
@@ -197,8 +172,8 @@ class Model:
     def _quantize(self, node: onnx.NodeProto, x: Value, scale: Value, zero: Value) -> None:
         step, z, kind = np.float32(scale.real), int(zero.real), zero.real.dtype
         low, high = np.iinfo(kind).min, np.iinfo(kind).max
-        if self.tflite and _coded(x):
-            codes = self._recode(x, float(step), z, (int(low), int(high)))
+        if self.tflite and coded(x):
+            codes = tflite.recode(x, float(step), z, (int(low), int(high)))
         else:
             real = self._short(x.real) if x.host else x.real
             codes = np.clip(np.rint(real / step) + np.float32(z), low, high).astype(np.int64)
@@ -226,7 +201,7 @@ class Model:
         assert left.codes is not None and right.codes is not None
         assert left.scale is not None and right.scale is not None and not left.scale.ndim
         a, b = left.codes - left.zero, right.codes - right.zero
-        total = _sum(node, a, b)
+        total = products(node, a, b)
         unit = left.scale * right.scale
         across = unit.reshape(-1, *(1,) * (total.ndim - 2)) if node.op_type == "Conv" else unit
         across = across if unit.ndim else unit
@@ -295,27 +270,16 @@ class Model:
         if clamp.op_type == "Relu":
             return max(low, z), high
         ends = [self.values[n] if n else None for n in [*clamp.input, "", ""][1:3]]
-        at = [None if v is None else z + rules.away(rules.f32(float(v.real) / step)) for v in ends]
-        return max(low, at[0] if at[0] is not None else low), min(
-            high, at[1] if at[1] is not None else high
-        )
-
-    # --- TFLite's kernels -------------------------------------------------------------------------
-
-    def _recode(self, x: Value, step: float, z: int, ends: tuple[int, int]) -> Array:
-        assert x.codes is not None and x.scale is not None
-        if (float(x.scale), x.zero) == (step, z):
-            return x.codes
-        by = rules.multiplier(float(x.scale) / step)
-        flat = (x.codes - x.zero).reshape(-1).tolist()
-        return np.array([rules.clip(rules.mbqm(q, by) + z, *ends) for q in flat]).reshape(
-            x.codes.shape
-        )
+        first, last = (
+            edge if v is None else z + rules.away(rules.f32(float(v.real) / step))
+            for v, edge in zip(ends, (low, high), strict=True)
+        )  # fmt: skip
+        return max(low, first), min(high, last)
 
     def _kernel(self, node: onnx.NodeProto, reads: list[Value]) -> bool:
         """Compute on codes where TFLite has a kernel; say whether it has."""
         kind, name, clamps = node.op_type, node.output[0], []
-        if kind in CHOOSES - CLAMPS - {"Concat"} or not _coded(reads[0]):
+        if kind in CHOOSES - CLAMPS - {"Concat"} or not coded(reads[0]):
             return False
         reader = self._only(name)
         while reader is not None and reader.op_type in CLAMPS:
@@ -325,10 +289,10 @@ class Model:
             return False
         step, z, low, high, dtype = self._coding(reader)
         if kind == "Concat":
-            arrays = [self._recode(v, step, z, (low, high)) for v in reads]
+            arrays = [tflite.recode(v, step, z, (low, high)) for v in reads]
             codes: Array | None = self._reference(node, arrays)
         else:
-            codes = self._computed(node, reads, step, z)
+            codes = tflite.computed(node, reads, step, z)
         if codes is None:
             return False
         for clamp in [node] * (kind in CLAMPS) + clamps:
@@ -338,131 +302,10 @@ class Model:
         self.within |= {n.output[0] for n in (node, *clamps)}
         return True
 
-    def _computed(
-        self, node: onnx.NodeProto, reads: list[Value], step: float, z: int
-    ) -> Array | None:
-        kind, x = node.op_type, reads[0]
-        assert x.codes is not None and x.scale is not None
-        centred, source = x.codes - x.zero, float(x.scale)
-        if kind in ("Add", "Sub", "Mul"):
-            if not _coded(reads[1]):
-                return None
-            return _two(kind, x, reads[1], step) + z
-        if kind in ("GlobalAveragePool", "ReduceMean"):
-            axes = tuple(range(2, centred.ndim))
-            assert kind == "GlobalAveragePool", "write ReduceMean's axes here when a net has one"
-            total, count = centred.sum(axis=axes, keepdims=True), math.prod(centred.shape[2:])
-            return _each(lambda n: rules.mean(n, count, source, step), total) + z
-        if kind == "AveragePool":
-            total, count = self._windows(node, x.codes)
-            pooled = [
-                rules.average(int(n), int(c))
-                for n, c in zip(total.reshape(-1), count.reshape(-1), strict=True)
-            ]
-            same = replace(x, codes=np.clip(np.array(pooled).reshape(total.shape), -128, 127))
-            return self._recode(same, step, z, (-128, 127))
-        if kind == "Softmax":
-            axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
-            assert axis in (-1, centred.ndim - 1) and (step, z) == (1 / 256, -128)
-            return np.apply_along_axis(lambda r: rules.softmax(r.tolist(), source), -1, x.codes)
-        if kind in CLAMPS:
-            by = rules.multiplier(rules.f32(source / step))
-            return _each(lambda q: rules.mbqm(q, by), centred) + z
-        if kind == "HardSwish":
-            return _each(lambda q: rules.hard_swish(q, source, step), centred) + z
-        if kind == "Sqrt":  # LiteRT's kernels/elementwise.cc cuts, and refuses what is below zero
-            cut = (
-                _each(
-                    lambda q: int(rules.f32(math.sqrt(rules.f32(source * max(q, 0)))) / step),
-                    centred,
-                )
-                + z
-            )
-            return np.where(centred < 0, -128, cut)
-        function = FUNCTIONS.get(kind)
-        if kind == "Pow" and reads[1].real.size == 1:
-            power = float(reads[1].real.reshape(-1)[0])
-            function = lambda v: v**power if v else math.inf  # noqa: E731
-        if function is None:
-            return None
-        return _each(lambda q: rules.lookup(function, q, source, step), centred) + z
-
-    def _windows(self, node: onnx.NodeProto, codes: Array) -> tuple[Array, Array]:
-        """Return sums of codes in each window, and how many places of the image it holds."""
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        kernel, n = attributes["kernel_shape"], codes.ndim - 2
-        pads, strides = attributes.get("pads", [0] * 2 * n), attributes.get("strides", [1] * n)
-        assert not attributes.get("count_include_pad", 0) and not attributes.get("ceil_mode", 0)
-        ends = [(0, 0), (0, 0), *zip(pads[:n], pads[n:], strict=True)]
-
-        def summed(array: Array) -> Array:
-            padded = np.pad(array, ends)
-            view = np.lib.stride_tricks.sliding_window_view(padded, kernel, (2, 3))
-            return np.asarray(view[:, :, :: strides[0], :: strides[1]].sum(axis=(-2, -1)))
-
-        return summed(codes), summed(np.ones_like(codes))
-
-
-def _sum(node: onnx.NodeProto, a: Array, b: Array) -> Array:
-    """Return the exact sums of products that Conv, Gemm or MatMul asks for, in int64."""
-    attributes = {x.name: onnx.helper.get_attribute_value(x) for x in node.attribute}
-    if node.op_type == "MatMul":
-        return np.asarray(a @ b)
-    if node.op_type == "Gemm":
-        assert attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
-        sides = [m.T if attributes.get(t, 0) else m for m, t in ((a, "transA"), (b, "transB"))]
-        return np.asarray(sides[0] @ sides[1])
-    assert b.ndim == 4 and attributes.get("auto_pad", b"NOTSET") == b"NOTSET"
-    top, left, bottom, right = attributes.get("pads", [0] * 4)
-    (dy, dx), (sy, sx) = attributes.get("dilations", [1, 1]), attributes.get("strides", [1, 1])
-    groups = attributes.get("group", 1)
-    a = np.pad(a, [(0, 0), (0, 0), (top, bottom), (left, right)])
-    height = (a.shape[2] - (b.shape[2] - 1) * dy - 1) // sy + 1
-    width = (a.shape[3] - (b.shape[3] - 1) * dx - 1) // sx + 1
-    parts = []
-    for x, w in zip(np.split(a, groups, 1), np.split(b, groups, 0), strict=True):
-        total = np.zeros((x.shape[0], w.shape[0], height, width), np.int64)
-        for i in range(w.shape[2]):
-            for j in range(w.shape[3]):
-                y, z = i * dy, j * dx
-                tap = x[:, :, y : y + (height - 1) * sy + 1 : sy, z : z + (width - 1) * sx + 1 : sx]
-                total += np.einsum("nchw,oc->nohw", tap, w[:, :, i, j])
-        parts.append(total)
-    return np.concatenate(parts, 1)
-
-
-def _two(kind: str, a: Value, b: Value, step: float) -> Array:
-    assert a.codes is not None and b.codes is not None
-    first, second = (float(v.scale) for v in (a, b) if v.scale is not None)
-    pairs = np.broadcast_arrays(a.codes - a.zero, b.codes - b.zero)
-    if kind == "Mul":
-        by = rules.multiplier(rules.f32(rules.f32(first * second) / step))
-        return _each(lambda n: rules.mbqm(n, by), pairs[0] * pairs[1])
-    scales, sign = (first, second, step), -1 if kind == "Sub" else 1
-    both = zip(*(p.reshape(-1).tolist() for p in pairs), strict=True)
-    return np.array([rules.add(m, n, scales, sign) for m, n in both]).reshape(pairs[0].shape)
-
-
-def _each(function: Any, array: Array) -> Array:
-    found = {n: function(n) for n in set(array.reshape(-1).tolist())}
-    return np.array([found[n] for n in array.reshape(-1).tolist()], np.int64).reshape(array.shape)
-
 
 def _constant(array: Array) -> Value:
     return Value(array, "constant" if array.dtype == np.float32 else "other")
 
 
-def _coded(value: Value) -> bool:
-    return value.codes is not None
-
-
 def _hosted(node: onnx.NodeProto) -> bool:
     return any(p.key == "npuc.place" for p in node.metadata_props)
-
-
-def _recoded(new: Value, old: Value) -> Value:
-    """Give values that one tensor's values became that tensor's codes."""
-    if old.codes is None or old.scale is None or old.scale.ndim:
-        return new
-    codes = np.rint(new.real.astype(np.float64) / old.scale).astype(np.int64) + old.zero
-    return replace(new, codes=codes, scale=old.scale, zero=old.zero)

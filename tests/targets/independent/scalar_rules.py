@@ -146,7 +146,9 @@ def softmax(codes: Sequence[int], scale: float) -> list[int]:
     least = -math.floor(31 * 2**26 / 2**e)
     top = max(codes)
     kept = [c - top >= least for c in codes]
-    powers = [_exp(high_mul((c - top) << e, q)) if k else 0 for c, k in zip(codes, kept, strict=1)]
+    powers = [
+        _exp(high_mul((c - top) << e, q)) if k else 0 for c, k in zip(codes, kept, strict=True)
+    ]
     total = sum(half_away(p, 1 << 12) for p in powers)
     zeros = 32 - total.bit_length()
     half = half_away((total << zeros) - (1 << 31) + (1 << 31), 2)
