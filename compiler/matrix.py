@@ -113,7 +113,7 @@ def _host(report: Report) -> str:
     kinds = [op for op, place in report.placement.items() if HOST in place.split("+")]
     if not kinds:
         return "nothing"
-    return f"{', '.join(kinds)} ({len(report.crossings)} tensors cross)"
+    return f"{', '.join(kinds)} (tensors that cross: {len(report.crossings)})"
 
 
 def _time(found: Estimate | None) -> str:

@@ -114,8 +114,8 @@ class Report:
             return []
         total = sum(c.bytes for c in self.crossings)
         lines = [
-            f"on the host: {', '.join(kinds)}; {len(self.crossings)} tensors of {size(total)} "
-            "cross per call"
+            f"on the host: {', '.join(kinds)}; tensors that cross per call: "
+            f"{len(self.crossings)}, {size(total)}"
         ]
         shown = sorted(self.crossings, key=lambda c: -c.bytes)[:5]
         lines += [f"  {c.tensor} {size(c.bytes)} to the {c.to}" for c in shown]

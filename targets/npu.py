@@ -48,7 +48,7 @@ class Npu:
         """Return the passes that rewrite what the device, or the twin's compiler, cannot take."""
         from npuc.passes import legalise
 
-        return (*legalise(self.profile), *tvm.legalise())
+        return tuple(dict.fromkeys((*legalise(self.profile), *tvm.legalise())))
 
     def numerics(self, precision: str) -> tuple[Pass, ...]:
         """Return the passes that make a program compute as the device does."""

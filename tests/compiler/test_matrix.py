@@ -69,7 +69,7 @@ def test_the_page_shows_every_target_with_what_its_artifact_answers() -> None:
     html = page([second, report("chip-a", 41.25)], {"chip-c": "its compiler <crashed>"})
     shown = text_of(html)
     for words in (
-        "m.pt on 2 targets", "chip-a int8 41.2", "chip-b int8 12.5", "TopK (1 tensors cross)",
+        "m.pt on 2 targets", "chip-a int8 41.2", "chip-b int8 12.5", "TopK (tensors that cross: 1)",
         "2 µs", "not public", "FAILED", "passed", "not compiled: its compiler &lt;crashed&gt;",
         "int8.ops all (assumed)", "a note", "a bound, not a prediction", "y: SQNR too low",
     ):  # fmt: skip
