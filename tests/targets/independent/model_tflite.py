@@ -44,9 +44,9 @@ def computed(node: onnx.NodeProto, reads: list[Value], step: float, z: int) -> A
             return None
         return _two(kind, x, reads[1], step) + z
     if kind in ("GlobalAveragePool", "ReduceMean"):
-        axes = tuple(range(2, centred.ndim))
-        assert kind == "GlobalAveragePool", "write ReduceMean's axes here when a net has one"
-        total, count = centred.sum(axis=axes, keepdims=True), math.prod(centred.shape[2:])
+        axes, keep = _mean_axes(node, reads)
+        total = centred.sum(axis=axes, keepdims=keep)
+        count = centred.size // total.size
         return _each(lambda n: rules.mean(n, count, source, step), total) + z
     if kind == "AveragePool":
         total, count = _windows(node, x.codes)
@@ -65,22 +65,33 @@ def computed(node: onnx.NodeProto, reads: list[Value], step: float, z: int) -> A
         return _each(lambda q: rules.mbqm(q, by), centred) + z
     if kind == "HardSwish":
         return _each(lambda q: rules.hard_swish(q, source, step), centred) + z
-    if kind == "Sqrt":  # LiteRT's kernels/elementwise.cc cuts, and refuses what is below zero
-        cut = (
-            _each(
-                lambda q: int(rules.f32(math.sqrt(rules.f32(source * max(q, 0)))) / step),
-                centred,
-            )
-            + z
-        )
-        return np.where(centred < 0, -128, cut)
+    if kind == "Sqrt":
+        cut = _each(lambda q: rules.square_root(q, source, step), centred) + z
+        return np.where(centred < 0, -128, cut)  # the kernel refuses these
     function = FUNCTIONS.get(kind)
+    if kind == "HardSigmoid":
+        alpha, beta = _floats(node, alpha=0.2, beta=0.5)
+        function = lambda v: min(max(alpha * v + beta, 0.0), 1.0)  # noqa: E731
     if kind == "Pow" and reads[1].real.size == 1:
         power = float(reads[1].real.reshape(-1)[0])
         function = lambda v: v**power if v else math.inf  # noqa: E731
     if function is None:
         return None
     return _each(lambda q: rules.lookup(function, q, source, step), centred) + z
+
+
+def _mean_axes(node: onnx.NodeProto, reads: list[Value]) -> tuple[tuple[int, ...], bool]:
+    """Return over which axes a mean is, and whether they stay with length 1."""
+    if node.op_type == "GlobalAveragePool":
+        return tuple(range(2, reads[0].real.ndim)), True
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    axes = reads[1].real.tolist() if len(reads) > 1 else attributes["axes"]
+    return tuple(axes), bool(attributes.get("keepdims", 1))
+
+
+def _floats(node: onnx.NodeProto, **defaults: float) -> list[float]:
+    given = {a.name: a.f for a in node.attribute}
+    return [given.get(name, value) for name, value in defaults.items()]
 
 
 def _windows(node: onnx.NodeProto, codes: Array) -> tuple[Array, Array]:

@@ -62,7 +62,7 @@ class Model:
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Value]:
         """Return the outputs of one call by name."""
-        constants = self.proto.graph.initializer
+        constants, self.within = self.proto.graph.initializer, set()
         self.values = {t.name: _constant(onnx.numpy_helper.to_array(t)) for t in constants}
         for name, array in inputs.items():
             self.values[name] = Value(array, "float", host=True)

@@ -161,6 +161,11 @@ def softmax(codes: Sequence[int], scale: float) -> list[int]:
     return [clip(y, -128, 127) if k else -128 for y, k in zip(out, kept, strict=True)]
 
 
+def square_root(x: int, source: float, out: float) -> int:
+    """Return √x in float32, cut toward zero: LiteRT's SqrtEvalQuantized; 0 where x < 0."""
+    return int(f32(f32(math.sqrt(f32(source * max(x, 0)))) / out))
+
+
 def lookup(function: Callable[[float], float], q: int, source: float, out: float) -> int:
     """Return f(source · q) in units of the result, q without zero point: LUTPopulate."""
     value = f32(function(f32(source * q)))
