@@ -13,7 +13,7 @@ import numpy as np
 from npuc.errors import ArtifactError, ParityError, UsageError
 from npuc.observers import Observer
 from npuc.passes.graphs import infer_types
-from npuc.passes.qdq_sites import observed
+from npuc.passes.qdq.sites import observed
 from npuc.profile import IntScheme
 from npuc.program import Program, Tensors
 from npuc.thresholds import Range, method

@@ -161,7 +161,9 @@ def compile_verb(
     if html:
         from npuc import matrix
 
-        outputs.text(html, matrix.page([c.report for c in done], failures))
+        outputs.text(
+            html, matrix.page([c.report for c in done], {n: e.message for n, e in failures.items()})
+        )
     if as_json:
         data = [{"artifact": str(c.artifact_path), **c.report.to_json()} for c in done]
         errors = {name: {"exit_code": e.exit_code, "error": str(e)} for name, e in failures.items()}

@@ -66,10 +66,11 @@ class Limit:
 class IntScheme:
     """How a device represents tensors in integers. Ranges are inclusive codes.
 
-    `requantize` names the rule by which an accumulator becomes codes (`npuc.passes.requantize`);
-    `accumulator_bits` and `overflow` ("wrap" or "saturate") say what it is summed in. `whole` is
-    true where int8 programs have no floats: the results of `ops` are codes too, the graph's outputs
-    among them. `fused` are the operators that clamp a producer's result before it is coded.
+    `requantize` names the rule by which an accumulator becomes codes (see
+    `npuc.passes.arithmetic.requantize`); `accumulator_bits` and `overflow` ("wrap" or "saturate")
+    say what it is summed in. `whole` is true where int8 programs have no floats: the results of
+    `ops` are codes too, the graph's outputs among them. `fused` are the operators that
+    clamp a producer's result before it is coded.
     """
 
     weight_dtype: str
@@ -130,9 +131,11 @@ class Profile:
 
         `name` is what the profile must be called, where its file already says.
         """
-        from npuc.facts import read
+        from npuc import facts
 
-        return read(text, load, name)
+        read: Any = facts.read  # type checkers may see this very file under two names
+        profile: Profile = read(text, load, name)
+        return profile
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a fact's value, or `default` where it is not public."""

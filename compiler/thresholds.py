@@ -16,7 +16,7 @@ import numpy as np
 
 from npuc.errors import UsageError
 from npuc.observers import BINS, Observer
-from npuc.passes import qdq_codes
+from npuc.passes.qdq import codes as qdq_codes
 from npuc.profile import IntScheme
 
 Array = np.ndarray[Any, Any]

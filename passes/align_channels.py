@@ -8,8 +8,8 @@ import onnx_ir as ir
 
 from npuc.passes.base import Pass, Result
 from npuc.passes.builder import Builder
+from npuc.passes.forms.merge_axes import UNARY
 from npuc.passes.graphs import Names, constant, drop_if_unused, infer_shapes, initializer, label
-from npuc.passes.merge_axes import UNARY
 from npuc.profile import Profile
 from npuc.program import Refusal
 

@@ -9,20 +9,18 @@ from onnx_ir.passes.common import InlinePass
 
 from npuc.legality import Finding, judge
 from npuc.partition import on_host
-from npuc.passes import (
-    decompose_activations,
-    decompose_arithmetic,
-    decompose_attention,
-    decompose_convolutions,
-    decompose_einsum,
-    decompose_norms,
-    decompose_products,
-    decompose_reductions,
-    decompose_resize,
-    decompose_shapes,
-)
 from npuc.passes.base import Pass, Result
-from npuc.passes.expand import Expander, Form, Forms, Judge, isolate
+from npuc.passes.forms import activations as decompose_activations
+from npuc.passes.forms import arithmetic as decompose_arithmetic
+from npuc.passes.forms import attention as decompose_attention
+from npuc.passes.forms import convolutions as decompose_convolutions
+from npuc.passes.forms import einsum as decompose_einsum
+from npuc.passes.forms import norms as decompose_norms
+from npuc.passes.forms import products as decompose_products
+from npuc.passes.forms import reductions as decompose_reductions
+from npuc.passes.forms import resize as decompose_resize
+from npuc.passes.forms import shapes as decompose_shapes
+from npuc.passes.forms.expand import Expander, Form, Forms, Judge, isolate
 from npuc.passes.graphs import Names, infer_shapes, label
 from npuc.profile import Profile
 from npuc.program import Program, Refusal

@@ -9,8 +9,8 @@ import onnx_ir as ir
 from npuc.errors import PassError
 from npuc.passes.base import Pass, Result
 from npuc.passes.builder import Builder
+from npuc.passes.forms.recurrent import GATES, Cell, Steps
 from npuc.passes.graphs import Names, constant, infer_shapes, label
-from npuc.passes.recurrent import GATES, Cell, Steps
 from npuc.profile import Profile
 from npuc.program import Refusal
 

@@ -7,15 +7,15 @@ import numpy as np
 import onnx_ir as ir
 
 from npuc.errors import PassError
-from npuc.passes import requantize
+from npuc.passes.arithmetic import requantize
+from npuc.passes.arithmetic.integer_sites import PRODUCTS, Operand, Product, product
+from npuc.passes.arithmetic.requantize_onnx import limit_function, limit_operator
+from npuc.passes.arithmetic.round_to import DOMAIN
+from npuc.passes.arithmetic.tflite_sites import sweep
 from npuc.passes.base import Pass, Result
 from npuc.passes.builder import Builder
 from npuc.passes.graphs import Names, infer_types, label
-from npuc.passes.integer_sites import PRODUCTS, Operand, Product, product
-from npuc.passes.qdq_sites import dequantized
-from npuc.passes.requantize_onnx import limit_function, limit_operator
-from npuc.passes.round_to import DOMAIN
-from npuc.passes.tflite_sites import sweep
+from npuc.passes.qdq.sites import dequantized
 from npuc.passes.writer import Unfit
 from npuc.profile import IntScheme, Profile
 from npuc.program import Refusal

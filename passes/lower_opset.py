@@ -12,10 +12,10 @@ from npuc.errors import PassError, UsageError
 from npuc.passes.base import Pass, Result
 from npuc.passes.builder import Builder
 from npuc.passes.decompose import forms
-from npuc.passes.expand import Expander
+from npuc.passes.forms.expand import Expander
+from npuc.passes.forms.older_forms import CHANGED, fits, not_last
+from npuc.passes.forms.read_back import faults
 from npuc.passes.graphs import Names, drop_if_unused, infer_shapes, infer_types, label
-from npuc.passes.older_forms import CHANGED, fits, not_last
-from npuc.passes.read_back import faults
 from npuc.profile import Profile
 
 OLDEST = 11

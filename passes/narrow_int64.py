@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from npuc.passes.base import Pass, Result
 from npuc.passes.graphs import Names, constant, infer_shapes, initializer, label
-from npuc.passes.ranges import MOVES, Range, Ranges
+from npuc.passes.integer_ranges import MOVES, Range, Ranges
 from npuc.profile import Profile
 from npuc.program import Refusal
 

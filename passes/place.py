@@ -32,8 +32,8 @@ class Place(Pass):
         _name(model)
         reasons = place(Program.from_model(model), profile)
         for node in model.graph:
-            if node.name in reasons:
-                node.metadata_props[PLACE] = reasons[node.name]
+            if reason := reasons.get(label(node)):
+                node.metadata_props[PLACE] = reason
         while _grow(model):
             pass
         marked = [node for node in model.graph if on_host(node)]

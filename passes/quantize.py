@@ -8,12 +8,12 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from npuc.errors import PassError
-from npuc.passes import qdq_codes as codes
 from npuc.passes.base import Pass, Result
 from npuc.passes.graphs import infer_types, label
-from npuc.passes.qdq_editor import Editor
-from npuc.passes.qdq_results import results, source
-from npuc.passes.qdq_sites import Site, coded, fixed_origin, sites
+from npuc.passes.qdq import codes
+from npuc.passes.qdq.editor import Editor
+from npuc.passes.qdq.results import results, source
+from npuc.passes.qdq.sites import Site, coded, fixed_origin, sites
 from npuc.profile import IntScheme, Profile
 from npuc.program import Refusal
 

@@ -7,9 +7,9 @@ import numpy as np
 import onnx_ir as ir
 
 from npuc.passes.base import Pass, Result
-from npuc.passes.expand import Expander
+from npuc.passes.forms.expand import Expander
+from npuc.passes.forms.merge_axes import forms
 from npuc.passes.graphs import Names, constant, drop_if_unused, infer_shapes, initializer, label
-from npuc.passes.merge_axes import forms
 from npuc.passes.writer import Unfit, shape_of
 from npuc.profile import Profile
 from npuc.program import Refusal

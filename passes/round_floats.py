@@ -11,10 +11,10 @@ import onnx_ir.passes.common as common
 
 from npuc.errors import PassError
 from npuc.partition import on_host
+from npuc.passes.arithmetic.held import BOUNDED, PARAMETERS, Held, moves
+from npuc.passes.arithmetic.round_to import DOMAIN, check, function, function_name, round_to
 from npuc.passes.base import Pass, Result
 from npuc.passes.graphs import Names, label
-from npuc.passes.held import BOUNDED, PARAMETERS, Held, moves
-from npuc.passes.round_to import DOMAIN, check, function, function_name, round_to
 from npuc.profile import FloatFormat, Profile
 from npuc.program import Refusal
 

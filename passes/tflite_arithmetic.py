@@ -9,17 +9,13 @@ import onnx_ir as ir
 
 from npuc.errors import PassError
 from npuc.partition import on_host
-from npuc.passes import tflite_kernels as kernels
-from npuc.passes import tflite_softmax as softmax
-from npuc.passes.base import Pass, Result
-from npuc.passes.graphs import Names, infer_shapes, label
-from npuc.passes.held import PARAMETERS, moves
-from npuc.passes.lookup import CODES, FUNCTIONS, Array, function_of, table
-from npuc.passes.qdq_results import carries
-from npuc.passes.qdq_sites import DATA_INPUTS
-from npuc.passes.round_to import DOMAIN
-from npuc.passes.tflite_graph import Kernels, functions
-from npuc.passes.tflite_sites import (
+from npuc.passes.arithmetic import tflite_kernels as kernels
+from npuc.passes.arithmetic import tflite_softmax as softmax
+from npuc.passes.arithmetic.held import PARAMETERS, moves
+from npuc.passes.arithmetic.lookup import CODES, FUNCTIONS, Array, function_of, table
+from npuc.passes.arithmetic.round_to import DOMAIN
+from npuc.passes.arithmetic.tflite_graph import Kernels, functions
+from npuc.passes.arithmetic.tflite_sites import (
     CLAMPS,
     Operand,
     Outcome,
@@ -32,7 +28,11 @@ from npuc.passes.tflite_sites import (
     quantizers,
     sweep,
 )
-from npuc.passes.tflite_windows import Window, fits
+from npuc.passes.arithmetic.tflite_windows import Window, fits
+from npuc.passes.base import Pass, Result
+from npuc.passes.graphs import Names, infer_shapes, label
+from npuc.passes.qdq.results import carries
+from npuc.passes.qdq.sites import DATA_INPUTS
 from npuc.passes.writer import Unfit, axes_of, axis_of, needed, shape_of
 from npuc.profile import Profile
 from npuc.program import Refusal
@@ -53,7 +53,7 @@ class TfliteArithmetic(Pass):
       converters make of it) and Softmax become integer arithmetic;
     - operators of one tensor become tables of 256 codes: Relu, Clip, LeakyRelu, HardSwish,
       Abs and Sqrt as their kernels have it, others from the function itself, half away from zero
-      (`npuc.passes.lookup` says which of them are assumed);
+      (`npuc.passes.arithmetic.lookup` says which of them are assumed);
     - operators that move values need one coding on all sides; where the graph has several, codes
       are requantized, as a converter does.
 

@@ -71,9 +71,15 @@ class Built:
 class Tool(Protocol):
     """A vendor's compiler, as npuc drives it. A kit is a folder of files: names have no path."""
 
-    name: str
-    evidence: Evidence
-    """What its own success is worth."""
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        ...
+
+    @property
+    def evidence(self) -> Evidence:
+        """What its own success is worth."""
+        ...
 
     def find(self, profile: Profile) -> Toolchain:
         """Say whether it can run here; never raises, never imports it."""

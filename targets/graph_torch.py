@@ -7,7 +7,6 @@ graph crosses as plain data, and `onnx_in_torch.py` beside it makes a module of 
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import onnx_ir as ir
 from npuc.errors import UnsupportedError
 from npuc.passes.graphs import constant, label
 from npuc.program import Program, Tensors
+from npuc.targets import workers
 
 GRAPH, WEIGHTS, CALIBRATION = "graph.json", "weights.npz", "calibration.npz"
 MODULES = ("onnx_in_torch.py", "torch_operators.py", "torch_windows.py", "torch_call.py")
@@ -56,7 +56,7 @@ def files(program: Program) -> dict[str, bytes]:
 
 def scripts(names: Iterable[str]) -> dict[str, bytes]:
     """Return files of this folder that run in a vendor's Python."""
-    return {name: Path(__file__).with_name(name).read_bytes() for name in names}
+    return {name: workers.source(name) for name in names}
 
 
 def calibration(calls: Sequence[Tensors], limit: int) -> dict[str, bytes]:
@@ -118,7 +118,7 @@ def _plain(value: Any) -> Any:
 
 def faults(kit: Mapping[str, bytes]) -> list[str]:
     """Say why the graph of a kit cannot be a torch module, all reasons at once."""
-    from npuc.targets.torch_operators import CONSTANT, OPERATORS
+    from npuc.targets.workers.torch_operators import CONSTANT, OPERATORS
 
     try:
         graph = json.loads(kit[GRAPH])

@@ -7,7 +7,7 @@ from pathlib import Path
 from npuc.errors import ToolchainError
 from npuc.profile import Profile
 from npuc.program import Program
-from npuc.targets import environments, tvm, vendor
+from npuc.targets import environments, tvm, vendor, workers
 from npuc.targets import kit as kits
 from npuc.targets.base import Built, Evidence, Handover, LowerOptions, Runner, Toolchain
 from npuc.targets.foreign import Found, Package
@@ -96,7 +96,7 @@ def found(profile: Profile) -> Found:
 
 
 def _script() -> bytes:
-    return Path(__file__).with_name("openvino_compile.py").read_bytes()
+    return workers.source("openvino_compile.py")
 
 
 def _how(profile: Profile) -> str:

@@ -15,8 +15,9 @@ import numpy as np
 
 from npuc.errors import ToolchainError
 from npuc.program import Program, Tensors
+from npuc.targets import workers
 from npuc.targets.foreign import Found
-from npuc.targets.openvino_run import packed
+from npuc.targets.workers.openvino_run import packed
 
 SECONDS = 600.0
 """What loading the model, or one call, may take."""
@@ -38,7 +39,7 @@ class OpenVinoRunner:
         for name, content in model.items():
             (folder / name).write_bytes(content)
         self._log = folder / "log"
-        script = Path(__file__).with_name("openvino_run.py").read_bytes()
+        script = workers.source("openvino_run.py")
         (folder / "run.py").write_bytes(script)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(

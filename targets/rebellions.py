@@ -8,7 +8,7 @@ from typing import Any
 
 from npuc.errors import ArtifactError, UsageError
 from npuc.profile import Profile
-from npuc.targets import kit, rebel_sdk
+from npuc.targets import kit, rebel_sdk, workers
 from npuc.targets.base import Built, Evidence, Handover, LowerOptions, Toolchain
 from npuc.targets.npu import Npu
 
@@ -96,7 +96,7 @@ class RebelCompiler:
 
 def _script() -> bytes:
     """Return compile.py, which runs in the vendor's Python."""
-    return Path(__file__).with_name("rebel_compile.py").read_bytes()
+    return workers.source("rebel_compile.py")
 
 
 def _devices(default: int) -> int:

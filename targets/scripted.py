@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from npuc.errors import ToolchainError
-from npuc.targets import foreign, kit, vendor
+from npuc.targets import foreign, kit, vendor, workers
 from npuc.targets.base import Built
 from npuc.targets.foreign import Found, Package
 
@@ -35,7 +35,7 @@ class Script:
 
     def files(self) -> dict[str, bytes]:
         """Return compile.py."""
-        return {SCRIPT: Path(__file__).with_name(self.worker).read_bytes()}
+        return {SCRIPT: workers.source(self.worker)}
 
     def build(
         self,

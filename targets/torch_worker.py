@@ -12,7 +12,7 @@ from typing import Any
 
 from npuc.errors import ArtifactError, ToolchainError
 from npuc.profile import Profile
-from npuc.targets import environments, graph_torch, vendor
+from npuc.targets import environments, graph_torch, vendor, workers
 from npuc.targets import kit as kits
 from npuc.targets.base import Handover
 from npuc.targets.foreign import Found, Package
@@ -122,7 +122,7 @@ which writes {self.binary} and summary.json. graph.json and weights.npz are the 
 fixed shapes; onnx_in_torch.py makes a torch module of them. request.json holds the settings."""
 
     def _scripts(self) -> dict[str, bytes]:
-        return {SCRIPT: Path(__file__).with_name(self.worker).read_bytes()}
+        return {SCRIPT: workers.source(self.worker)}
 
 
 def settings_of(folder: Path) -> dict[str, Any]:

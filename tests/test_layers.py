@@ -12,8 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = (
     "errors archive grown jsonable progress quiet rnn_shapes text",
-    "program profile facts fact_schema fact_kinds fact_limits fact_conflicts onnx_kinds atomic "
-    "outputs members manifest pickles zips sniff pt2 hazards",
+    "program profile facts atomic outputs members manifest pickles zips sniff pt2 hazards",
     "metrics runners inputs onnx_file signature partition source_lines nodes",
     "passes features legality ledger remedies",
     "observers thresholds calibrate capture torchscript weights calls floors answers record "

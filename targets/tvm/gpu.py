@@ -117,7 +117,8 @@ def _threads(module: Any, target: Any) -> Any:
             if done is not None:
                 break
         else:
-            done = dl.gpu.Fallback().apply(function.with_attr(name), target, False)
+            plain: Any = function.with_attr(name)
+            done = dl.gpu.Fallback().apply(plain, target, False)
         module[var] = done.mod["main"].with_attrs({**function.attrs, "tirx.is_scheduled": True})
     return module
 

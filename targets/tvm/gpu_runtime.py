@@ -48,7 +48,7 @@ def unusable(arch: str) -> str:
 
     if reason := _runtime():
         return reason
-    device = tvm.cuda(0)
+    device: Any = tvm.cuda(0)
     if not device.exist:
         return "TVM's CUDA runtime finds no GPU"
     own = str(device.compute_version)
@@ -59,7 +59,8 @@ def device_name() -> str:
     """Name the first GPU."""
     import tvm
 
-    return str(tvm.cuda(0).device_name)
+    device: Any = tvm.cuda(0)
+    return str(device.device_name)
 
 
 def choose(cubin: bytes, ptx: bytes, arch: str, own: str) -> bytes:
@@ -78,7 +79,7 @@ def load(library: bytes, source: str, cubin: bytes, ptx: bytes, arch: str, progr
 
     if reason := unusable(arch):
         raise ToolchainError(f"no GPU runs this: {reason}", hint="run the host twin instead")
-    device = tvm.cuda(0)
+    device: Any = tvm.cuda(0)
     machine = open_library(library, source, choose(cubin, ptx, arch, str(device.compute_version)))
     gpu, cpu, pooled = 2, 1, 2
     machine["vm_initialization"](gpu, 0, pooled, cpu, 0, pooled)

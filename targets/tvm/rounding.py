@@ -1,4 +1,4 @@
-"""Rounding of float32 to shorter floats, bit by bit: TensorIR for `npuc.passes.round_to`."""
+"""Rounding of float32 to shorter floats, bit by bit: TensorIR for `arithmetic.round_to`."""
 
 from dataclasses import dataclass
 from typing import Any

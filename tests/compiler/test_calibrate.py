@@ -14,7 +14,7 @@ import pytest
 from npuc.calibrate import Ranges, collect
 from npuc.errors import ArtifactError, ParityError, UsageError
 from npuc.passes.base import run
-from npuc.passes.qdq_sites import observed
+from npuc.passes.qdq.sites import observed
 from npuc.passes.quantize import Quantize
 from npuc.profile import Fact, IntScheme, Profile
 from npuc.program import Program

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from npuc.passes import numerics
+from npuc.passes.arithmetic.requantize import RULES
 from npuc.passes.base import run
 from npuc.passes.integer_arithmetic import IntegerArithmetic
 from npuc.passes.quantize import Quantize
-from npuc.passes.requantize import RULES
 from npuc.profile import FloatFormat, Profile
 from npuc.program import Program
 from npuc.runners import OnnxRunner

@@ -9,8 +9,8 @@ import pytest
 
 from npuc.errors import PassError, UsageError
 from npuc.passes.base import run
+from npuc.passes.forms.read_back import faults
 from npuc.passes.lower_opset import LowerOpset
-from npuc.passes.read_back import faults
 from npuc.profile import Profile
 from npuc.program import Program
 

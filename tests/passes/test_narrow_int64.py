@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npuc.passes.base import run
+from npuc.passes.integer_ranges import Ranges
 from npuc.passes.narrow_int64 import NarrowInt64
-from npuc.passes.ranges import Ranges
 from npuc.profile import Profile
 from npuc.program import Program
 from npuc.runners import OnnxRunner

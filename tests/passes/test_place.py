@@ -12,7 +12,7 @@ from npuc.passes.base import run
 from npuc.passes.place import BETWEEN, Place
 from npuc.passes.quantize import Quantize
 from npuc.profile import FloatFormat, Profile
-from npuc.program import Program
+from npuc.program import Program, Tensors
 from npuc.runners import OnnxRunner
 
 TEXT = """<ir_version: 10, opset_import: ["": 20]>
@@ -57,7 +57,7 @@ def net(named: bool = True) -> Program:
     return Program.from_model(ir.from_proto(onnx.shape_inference.infer_shapes(proto, True)))
 
 
-def calls() -> list[dict[str, np.ndarray]]:  # type: ignore[type-arg]
+def calls() -> list[Tensors]:
     rng = np.random.default_rng(2)
     return [{"x": rng.normal(size=(2, 4)).astype(np.float32)} for _ in range(4)]
 

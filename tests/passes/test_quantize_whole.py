@@ -10,7 +10,7 @@ import pytest
 
 from npuc import calibrate
 from npuc.passes.base import run
-from npuc.passes.qdq_sites import observed
+from npuc.passes.qdq.sites import observed
 from npuc.passes.quantize import Quantize
 from npuc.profile import Profile
 from npuc.program import Program

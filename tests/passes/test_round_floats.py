@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 
 from npuc.errors import PassError
+from npuc.passes.arithmetic.round_to import DOMAIN, round_to
 from npuc.passes.base import run
 from npuc.passes.round_floats import RoundFloats
-from npuc.passes.round_to import DOMAIN, round_to
 from npuc.profile import Fact, FloatFormat, Profile
 from npuc.program import Program
 from npuc.runners import OnnxRunner

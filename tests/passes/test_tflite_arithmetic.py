@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npuc import passes
-from npuc.passes import tflite_kernels as kernels
-from npuc.passes import tflite_softmax
+from npuc.passes.arithmetic import tflite_kernels as kernels
+from npuc.passes.arithmetic import tflite_softmax
+from npuc.passes.arithmetic.lookup import CODES
+from npuc.passes.arithmetic.round_to import DOMAIN
+from npuc.passes.arithmetic.tflite_kernels import Coding
+from npuc.passes.arithmetic.tflite_windows import Window
 from npuc.passes.base import run
-from npuc.passes.lookup import CODES
-from npuc.passes.round_to import DOMAIN
 from npuc.passes.tflite_arithmetic import TfliteArithmetic
-from npuc.passes.tflite_kernels import Coding
-from npuc.passes.tflite_windows import Window
 from npuc.profile import Fact, Profile
 from npuc.program import Program
 from npuc.runners import OnnxRunner

@@ -18,7 +18,7 @@ from npuc.profile import Profile
 from npuc.program import Program
 from npuc.runners import OnnxRunner
 from npuc.targets import graph_torch
-from npuc.targets.onnx_in_torch import Module, read, segment
+from npuc.targets.workers.onnx_in_torch import Module, read, segment
 
 HEAD = '<ir_version: 10, opset_import: ["": 20]>\n'
 CASES = {

@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npuc import fact_limits, fact_schema, features, onnx_kinds
+from npuc import features
 from npuc.errors import NpucError
+from npuc.facts import limits as fact_limits
+from npuc.facts import onnx_kinds
+from npuc.facts import schema as fact_schema
 from npuc.profile import Profile
 
 INT8 = """
@@ -322,7 +325,7 @@ def test_names_kept_apart_from_heavy_modules_agree_with_them() -> None:
     """`npuc.facts` loads neither onnx nor numpy; what it knows of them is checked here."""
     import onnx.defs
 
-    from npuc.passes.requantize import RULES
+    from npuc.passes.arithmetic.requantize import RULES
 
     assert set(features.MEASURES) == fact_schema.MEASURES
     assert set(fact_schema.RULES) == set(RULES)

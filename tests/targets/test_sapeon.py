@@ -52,7 +52,9 @@ def test_the_documented_call_with_a_row_for_every_layer(
     built = bench(AixFrontend(), "x220", model).build()
     call = json.loads(built.files["model.aixgraph"].removeprefix(b"FAKE-AIX"))
     assert all(peak > 0 for peak in call["peaks"].values())
-    assert AixFrontend().evidence == "twin" and "SAPEON's own compiler has not seen it" in built.said
+    assert (
+        AixFrontend().evidence == "twin" and "SAPEON's own compiler has not seen it" in built.said
+    )
 
 
 @pytest.mark.parametrize("mode", FAILURES)

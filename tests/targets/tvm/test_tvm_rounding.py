@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from npuc.passes.round_to import function, function_name, round_to
+from npuc.passes.arithmetic.round_to import function, function_name, round_to
 from npuc.profile import FloatFormat
 
 Array = np.ndarray[Any, Any]

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from npuc.errors import ArtifactError, ParityError, ToolchainError, UnsupportedError, UsageError
-from npuc.passes.round_to import function
+from npuc.passes.arithmetic.round_to import function
 from npuc.profile import FloatFormat
 from npuc.runners import OnnxRunner
 from npuc.targets import tvm
