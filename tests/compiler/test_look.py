@@ -66,7 +66,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "fake_runner.py").write_text(
         "from npuc.runners import OnnxRunner\n"
         "class Fake:\n"
-        "    name = profile = toolchain = legalise = numerics = lower = 'fake'\n"
+        "    name = profile = toolchain = evidence = legalise = numerics = lower = 'fake'\n"
         "    def runner(self, files, program): return OnnxRunner(program)\n"
     )
     info = tmp_path / "fake_npu-1.dist-info"
