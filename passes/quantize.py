@@ -17,9 +17,13 @@ from npuc.passes.qdq.sites import Site, coded, fixed_origin, sites
 from npuc.profile import IntScheme, Profile
 from npuc.program import Refusal
 
-SOFTMAX_SPAN = 20.0
-"""How far below the largest input of a Softmax codes must reach: e⁻²⁰ is 2·10⁻⁹, and its outputs
-have 8 bits. Without a bound, a mask of -10⁹ would take all codes for itself."""
+MASK = -1e3
+"""What lies below hides an entry from Softmax: models use -1e4, -1e9 or the least float, and no
+score of theirs is that low."""
+
+SPAN = 10.0
+"""How far below every score a hidden entry is coded: e to the -10 is less than a hundredth of a
+code of Softmax's result."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,21 @@ class Quantize(Pass):
             return f"tensor {name!r} was always zero on the calibration samples"
         else:
             low, high = self.ranges[name]
-            if all(node.op_type == "Softmax" for node in value.consumers()):
-                low = max(low, high - SOFTMAX_SPAN)
+            if low <= MASK and all(node.op_type == "Softmax" for node in value.consumers()):
+                low = self._least_score(value, high) - SPAN
             affine = codes.activation(low, high, scheme)
         editor.affine[value.name or ""] = affine
         return ""
+
+    def _least_score(self, value: ir.Value, high: float) -> float:
+        """Return the least of a masked tensor's scores: that of what the mask was put on.
+
+        Where its range is not known, scores are taken to be as far below zero as above it.
+        """
+        producer = value.producer()
+        masked = () if producer is None else producer.inputs
+        known = [self.ranges[v.name][0] for v in masked if v is not None and v.name in self.ranges]
+        return max((low for low in known if low > MASK), default=-abs(high))
 
 
 def _swamped(site: Site, editor: Editor) -> str:

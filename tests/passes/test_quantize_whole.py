@@ -230,3 +230,18 @@ def test_a_second_run_changes_nothing(parse: Any, device: Any) -> None:
     once = quantized(before, profile)
     again = run(once, [Quantize({"x": (-1, 1)})], profile)
     assert (again.steps[-1].changes, again.steps[-1].refusals) == (0, ())
+
+
+def test_rows_of_low_scores_survive_a_mask(parse: Any, device: Any) -> None:
+    """The least score of all rows is coded, not only what lies near the greatest of one row."""
+    text = "(float[2,8] x, float[2,8] m) => (float[2,8] y) { a = Add(x, m) y = Softmax(a) }"
+    before = parse(text)
+    rng = np.random.default_rng(4)
+    rows = np.array([[40.0], [-30.0]], F32)
+    mask = np.where(np.arange(8) < 5, 0, np.finfo(F32).min).astype(F32) * np.ones((2, 1), F32)
+    calls = [{"x": rng.normal(size=(2, 8)).astype(F32) + rows, "m": mask} for _ in range(4)]
+    after = quantized(before, device(), calls)
+    want, got = (OnnxRunner(p)(calls[0])["y"] for p in (before, after))
+    # 90 units of score in 255 steps: a third of a unit, which moves a share by a third of itself.
+    assert np.abs(got - want).max() < 0.15
+    assert (got[:, 5:] < 0.01).all()
