@@ -202,7 +202,8 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
         payload = target.lower(program, options, Path(work))
     loss = precision == "int8" or bool(numerics)
     if payload.runs_here:
-        validator.artifact(target.runner(payload.files, program), program, loss)
+        floats = any(item.name == "round-floats" for item in numerics)
+        validator.artifact(target.runner(payload.files, program), program, loss, floats)
     else:
         validator.unrun(f"compiled for another CPU ({options.cpu}); this machine cannot run it")
     _alternatives(quantized, profile, numerics, validator)

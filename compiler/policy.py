@@ -13,11 +13,21 @@ NOISE_FACTOR = 8.0
 exact answer, on either side of it: a factor 2. The floor is a maximum over few values, and sums in
 another order (blocked, fused, unrolled) carry a few times more or less rounding: a factor 4."""
 
-SHARE, FLIP = 0.25, 2.0
-"""Lowering a program with rounded tensors may flip roundings that lie on a tie, and no more.
-Rounding is off by at most half a step and a flip moves a value by a whole one: by at most twice the
-largest error that rounding had brought. Flips are few, so that together they add at most a quarter
-of its error power (-6 dB)."""
+SHARE, APART = 0.25, 2.0
+"""What lowering a program with rounded tensors may add, as a share of the error power that rounding
+had brought. Sums in another order flip roundings that lie on a tie. Where only codes are rounded
+flips are few: a quarter (-6 dB). Where every float result is rounded they multiply, since each
+value reads many others: of a transformer's values 0.3 % differ after its first layer and 9 % after
+its third (half precision). At the end the two programs round independently of one another, and
+independent errors add: twice."""
+
+FLIP = 2.5
+"""Rounding is off by at most half a step, a flip moves a value by a whole one: twice the largest
+error; and a quarter more, since the largest of a few samples falls short of all values'."""
+
+KEPT = 1.5
+"""How much larger the artifact's own error may be than its program's. Flips move an error, they do
+not add to it: what is left is how well a few dozen values tell an rms (to some ten percent)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,21 +118,34 @@ class Policy:
             equal=self.equal,
         )
 
-    def lowering(self, rounded: Iterable[Difference], floor: Mapping[str, Floor]) -> Bar:
+    def lowering(
+        self, rounded: Iterable[Difference], floor: Mapping[str, Floor], floats: bool = False
+    ) -> Bar:
         """Return the bar for lowering a rounded program, given its own distance from the original.
 
-        An output that rounding moved by less than the noise floor is held to the floor.
+        `floats` says whether it rounds every float result, not only codes. An output that
+        rounding moved by less than the noise floor is held to the floor.
         """
+        share = APART if floats else SHARE
         noise = self.noise(floor).max_abs
         so_far = {d.output: d for d in rounded}
         worst = {n: max(noise[n], FLIP * so_far[n].max_abs) for n in noise if n in so_far}
-        power = {n: max(noise[n], SHARE**0.5 * so_far[n].rms) for n in noise if n in so_far}
+        power = {n: max(noise[n], share**0.5 * so_far[n].rms) for n in noise if n in so_far}
         return Bar(
-            "half the loss so far",
+            f"{share**0.5:.2g}x the loss so far",
             "lowering may flip ties of the rounding, no more",
             {**noise, **worst},
             power,
             equal=self.equal,
+        )
+
+    def kept(self, rounded: Iterable[Difference], floor: Mapping[str, Floor]) -> Bar:
+        """Return the bar for the artifact's own error, given that of the program it comes from."""
+        noise = self.noise(floor).max_abs
+        so_far = {d.output: d for d in rounded}
+        limits = {n: max(noise[n], KEPT * so_far[n].rms) for n in noise if n in so_far}
+        return Bar(
+            f"{KEPT:g}x its program's error", "lowering adds no error of its own", rms=limits
         )
 
 

@@ -107,8 +107,9 @@ def _verified(
     """Run an artifact and its stored program on stored calls."""
     manifest = opened.manifest
     validator = Validator(program, reference or _stored(opened), policy or Policy(), Silent())
-    loss = manifest.precision == "int8" or any(s.name == "round-floats" for s in manifest.steps)
-    validator.artifact(target.runner(opened, program), program, loss)
+    floats = any(step.name == "round-floats" for step in manifest.steps)
+    loss = manifest.precision == "int8" or floats
+    validator.artifact(target.runner(opened, program), program, loss, floats)
     payload = Payload(
         {}, cast(Evidence, manifest.evidence), manifest.toolchain, manifest.vendor,
         manifest.placement, manifest.notes,

@@ -129,10 +129,11 @@ class Validator:
         self.rows.append(row)
         return original
 
-    def artifact(self, runner: Runner, final: Program, loss: bool) -> None:
+    def artifact(self, runner: Runner, final: Program, loss: bool, floats: bool = False) -> None:
         """Compare what was lowered with the program it came from, and with the original.
 
-        `loss` says whether anything before was rounded; if not, noise is all that is allowed.
+        `loss` says whether anything before was rounded, `floats` whether every float result was;
+        if nothing was, noise is all that is allowed.
         """
         self.progress.stage("check artifact")
         calls = self.reference.samples
@@ -141,10 +142,13 @@ class Validator:
         floor = self.reference.floor
         step, original = differences(program, got, self.ties), self._original(got)
         noise = self.policy.noise(floor)
-        lowering = self.policy.lowering(self._original(program), floor) if loss else noise
+        so_far = self._original(program)
+        lowering = self.policy.lowering(so_far, floor, floats) if loss else noise
         bar = self.policy.loss() if loss else noise
+        kept = self.policy.kept(so_far, floor).faults(original) if loss else ()
         faults = (
             *bar.faults(original),
+            *(f"{LOWERED}its own error: {f}" for f in kept),
             *(f"{LOWERED}{f} ({lowering.reason})" for f in lowering.faults(step)),
         )
         state = "failed" if faults else "ok"

@@ -95,14 +95,23 @@ def test_integers_that_rounding_does_not_move_may_not_move_at_all() -> None:
     assert flips.faults([replace(moved, agreement=0.5)])
 
 
-def test_lowering_may_add_a_quarter_of_the_errors_power() -> None:
+def test_lowering_codes_may_add_a_quarter_of_the_errors_power() -> None:
     rounded = [replace(GOOD, max_abs=0.1, rms=0.02)]
     bar = Policy().lowering(rounded, NOISE)
     assert bar.rms["y"] == pytest.approx(SHARE**0.5 * 0.02) == pytest.approx(0.01)
-    assert bar.faults([replace(GOOD, max_abs=0.0999, rms=0.0099)]) == ()
-    assert "rms 0.0101 > 0.01" in bar.faults([replace(GOOD, max_abs=0.0999, rms=0.0101)])[0]
-    assert bar.faults([replace(GOOD, max_abs=0.199, rms=0.0099)]) == ()
-    assert "max abs 0.201 > 0.2" in bar.faults([replace(GOOD, max_abs=0.201, rms=0.0099)])[0]
+    assert bar.faults([replace(GOOD, max_abs=0.249, rms=0.0099)]) == ()
+    assert "rms 0.0101 > 0.01" in bar.faults([replace(GOOD, max_abs=0.1, rms=0.0101)])[0]
+    assert "max abs 0.251 > 0.25" in bar.faults([replace(GOOD, max_abs=0.251, rms=0.0099)])[0]
+
+
+def test_lowering_rounded_floats_may_end_in_independent_roundings() -> None:
+    """Their errors add in power, which the artifact's own error does not."""
+    rounded = [replace(GOOD, max_abs=0.1, rms=0.02)]
+    bar = Policy().lowering(rounded, NOISE, floats=True)
+    assert bar.rms["y"] == pytest.approx(2**0.5 * 0.02)
+    own = Policy().kept(rounded, NOISE)
+    assert own.faults([replace(GOOD, rms=0.0299)]) == ()
+    assert "rms 0.0301 > 0.03" in own.faults([replace(GOOD, rms=0.0301)])[0]
 
 
 def test_lowering_what_rounding_hardly_moved_is_held_to_the_noise() -> None:
