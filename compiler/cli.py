@@ -12,49 +12,25 @@ from typing import Any
 import click
 
 from npuc.console import complain, guarded, json_out, out, progress
-from npuc.errors import NpucError, UsageError
+from npuc.errors import NpucError
+from npuc.options import (
+    FILE,
+    as_json_option,
+    dim_option,
+    min_sqnr,
+    opset_option,
+    quiet_option,
+    samples_option,
+    sizes,
+    source_options,
+    split,
+    target_names,
+    targets_option,
+)
 
 _EPILOG = """\b
 Exit codes: 0 passed · 2 usage · 3 load or export · 4 pass or unsupported operator ·
 5 toolchain · 6 parity · 7 damaged artifact · 8 output not written · 130 interrupted"""
-
-_FILE = click.Path(path_type=Path)
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-_quiet = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
-_min_sqnr = click.option(
-    "--min-sqnr", type=float, default=20.0, show_default=True, metavar="DB",
-    help="What quantization and rounding may cost: the least SQNR to pass.",
-)  # fmt: skip
-_samples = click.option(
-    "--samples", type=_FILE, help="Inputs to compare on: an .npz file, or a folder of them."
-)
-_targets = click.option(
-    "-t", "--target", "targets", multiple=True, required=True, metavar="NAME[,NAME]",
-    help="The targets (npuc targets lists them), or all.",
-)  # fmt: skip
-_dim = click.option(
-    "--dim", "dims", multiple=True, metavar="NAME=SIZE",
-    help="Give a dynamic dimension its size: batch=1.",
-)  # fmt: skip
-_opset = click.option(
-    "--opset", type=int, default=20, show_default=True, help="ONNX opset to export to."
-)
-_source = (
-    click.option("--input", "inputs", multiple=True, metavar="SPEC",
-                 help="An input, where the file does not say: name:1x3x224x224:float32."),
-    click.option("--model", default="", metavar="MODULE:FACTORY",
-                 help="The model that a file of weights belongs to."),
-    click.option("--model-path", default="", metavar="FOLDER", help="Where to import it from."),
-    click.option("--trust-pickle", is_flag=True,
-                 help="Load pickled modules and TorchScript, which runs code from the file."),
-    click.option("--eval", "eval_mode", is_flag=True, help="Switch the model to eval mode."),
-)  # fmt: skip
-
-
-def _source_options(function: Any) -> Any:
-    for option in reversed(_source):
-        function = option(function)
-    return function
 
 
 class _InOrder(click.Group):
@@ -72,26 +48,26 @@ def cli() -> None:
 
 @cli.command("compile", short_help="Compile a model and compare every step.")
 @click.argument("model_file", metavar="MODEL")
-@_targets
+@targets_option
 @click.option(
     "-o",
     "--output",
-    type=_FILE,
+    type=FILE,
     help="Artifact, or a folder for them.  [default: MODEL.TARGET.npuc]",
 )
 @click.option("--precision", metavar="NAME", help="[default: the target's own]")
-@_dim
-@_source_options
+@dim_option
+@source_options
 @click.option(
-    "--calibration", type=_FILE, help="Inputs to quantize with: an .npz file, or a folder of them."
+    "--calibration", type=FILE, help="Inputs to quantize with: an .npz file, or a folder of them."
 )
-@_samples
+@samples_option
 @click.option(
     "--observer",
     metavar="NAME",
     help="How ranges are found: min-max, percentile, entropy or mse.  [default: the target's own]",
 )
-@_opset
+@opset_option
 @click.option(
     "--cpu",
     default="native",
@@ -124,9 +100,9 @@ def cli() -> None:
 @click.option(
     "--no-vendor", "vendor", flag_value="skip", help="Make the kit, do not run the compiler."
 )
-@_min_sqnr
+@min_sqnr
 @click.option("--skip", multiple=True, metavar="NODE", help="Leave this node in float.")
-@click.option("--dump", type=_FILE, metavar="FOLDER", help="Write the program after every pass.")
+@click.option("--dump", type=FILE, metavar="FOLDER", help="Write the program after every pass.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
@@ -135,9 +111,9 @@ def cli() -> None:
     metavar="SECONDS",
     help="Limit for each external tool.",
 )
-@click.option("--html", type=_FILE, help="Write one page on all targets to this file.")
-@_json
-@_quiet
+@click.option("--html", type=FILE, help="Write one page on all targets to this file.")
+@as_json_option
+@quiet_option
 def compile_verb(
     model_file: str, targets: tuple[str, ...], output: Path | None, dims: tuple[str, ...],
     fallback: str | None, vendor: Any, min_sqnr: float, html: Path | None, as_json: bool,
@@ -147,14 +123,14 @@ def compile_verb(
     from npuc import outputs, pipeline
     from npuc.policy import Policy
 
-    names = _named(targets)
+    names = target_names(targets)
     for path in (*outputs.artifact_paths(model_file, names, output), *([html] if html else ())):
         outputs.probe(path)
     failures: dict[str, NpucError] = {}
     failed = failures.__setitem__ if len(names) > 1 else None
     with progress(quiet) as shown:
         done = pipeline.compile(
-            model_file, target=names, output=output, dims=_dims(dims), fallback=fallback or "",
+            model_file, target=names, output=output, dims=sizes(dims), fallback=fallback or "",
             vendor=vendor or "use", policy=Policy(sqnr_db=min_sqnr), progress=shown,
             failed=failed, **options,
         )  # fmt: skip
@@ -178,11 +154,11 @@ def compile_verb(
 
 @cli.command("check", short_help="Say what a target would not run, without compiling.")
 @click.argument("model_file", metavar="MODEL")
-@_targets
-@_dim
-@_source_options
-@_opset
-@_json
+@targets_option
+@dim_option
+@source_options
+@opset_option
+@as_json_option
 def check_verb(
     model_file: str, targets: tuple[str, ...], dims: tuple[str, ...], as_json: bool, **options: Any
 ) -> int:
@@ -195,7 +171,7 @@ def check_verb(
     from npuc import check_text
     from npuc.check import check
 
-    found = check(model_file, target=_split(targets), dims=_dims(dims), **options)
+    found = check(model_file, target=split(targets), dims=sizes(dims), **options)
     if as_json:
         json_out(check_text.to_json(model_file, found))
     else:
@@ -205,12 +181,12 @@ def check_verb(
 
 @cli.command("estimate", short_help="Bound the time of a call from public peaks.")
 @click.argument("model_file", metavar="MODEL")
-@_targets
+@targets_option
 @click.option("--precision", metavar="NAME", help="[default: the target's own]")
-@_dim
-@_source_options
-@_opset
-@_json
+@dim_option
+@source_options
+@opset_option
+@as_json_option
 def estimate_verb(
     model_file: str, targets: tuple[str, ...], dims: tuple[str, ...], as_json: bool, **options: Any
 ) -> None:
@@ -222,7 +198,7 @@ def estimate_verb(
     from npuc import estimate
     from npuc.estimates import estimates
 
-    found = estimates(model_file, target=_split(targets), dims=_dims(dims), **options)
+    found = estimates(model_file, target=split(targets), dims=sizes(dims), **options)
     if as_json:
         json_out({"estimates": [item.to_json() for item in found]})
     else:
@@ -231,15 +207,15 @@ def estimate_verb(
 
 @cli.command("record", short_help="Write a model with its own answers.")
 @click.argument("model_file", metavar="MODEL")
-@_source_options
+@source_options
 @click.option(
     "--inputs",
     "npz",
-    type=_FILE,
+    type=FILE,
     required=True,
     help="The calls to record, as an .npz file: names to arrays, samples along axis 0.",
 )
-@click.option("-o", "--output", type=_FILE, required=True, help="The recorded model (.pt).")
+@click.option("-o", "--output", type=FILE, required=True, help="The recorded model (.pt).")
 def record_verb(model_file: str, npz: Path, output: Path, **options: Any) -> None:
     """Run MODEL here and write it with its inputs, answers and noise floor, as npuc.save does."""
     from npuc import outputs, record
@@ -251,10 +227,10 @@ def record_verb(model_file: str, npz: Path, output: Path, **options: Any) -> Non
 
 
 @cli.command()
-@click.argument("artifact", type=_FILE)
-@click.option("--inputs", "npz", type=_FILE, help="An .npz file.  [default: the stored sample]")
-@click.option("-o", "--output", type=_FILE, help="Write the outputs to this .npz file.")
-@_json
+@click.argument("artifact", type=FILE)
+@click.option("--inputs", "npz", type=FILE, help="An .npz file.  [default: the stored sample]")
+@click.option("-o", "--output", type=FILE, help="Write the outputs to this .npz file.")
+@as_json_option
 def run(artifact: Path, npz: Path | None, output: Path | None, as_json: bool) -> None:
     """Run ARTIFACT here and show what it answers."""
     from npuc import execute, outputs
@@ -268,11 +244,11 @@ def run(artifact: Path, npz: Path | None, output: Path | None, as_json: bool) ->
 
 
 @cli.command(short_help="Check an artifact and compare it again.")
-@click.argument("artifact", type=_FILE)
-@_samples
-@click.option("--against", type=_FILE, metavar="MODEL", help="Compare with this model instead.")
-@_min_sqnr
-@_json
+@click.argument("artifact", type=FILE)
+@samples_option
+@click.option("--against", type=FILE, metavar="MODEL", help="Compare with this model instead.")
+@min_sqnr
+@as_json_option
 def verify(
     artifact: Path, samples: Path | None, against: Path | None, min_sqnr: float, as_json: bool
 ) -> int:
@@ -288,7 +264,7 @@ def verify(
 
 @cli.command(short_help="Say what a file is and what was done to it.")
 @click.argument("file")
-@_json
+@as_json_option
 def inspect(file: str, as_json: bool) -> None:
     """Say what FILE is; for an artifact, what was done to it, and why not more."""
     from npuc import look
@@ -298,7 +274,7 @@ def inspect(file: str, as_json: bool) -> None:
 
 
 @cli.command()
-@_json
+@as_json_option
 def targets(as_json: bool) -> None:
     """List the installed targets and whether their tools are here."""
     from npuc import listing
@@ -312,7 +288,7 @@ def toolchain() -> None:
 
 
 @toolchain.command("list")
-@_json
+@as_json_option
 def toolchain_list(as_json: bool) -> None:
     """List the environments: what each is for, whether it is here, and its licence."""
     from npuc import toolchains
@@ -322,7 +298,7 @@ def toolchain_list(as_json: bool) -> None:
 
 @toolchain.command("install")
 @click.argument("name")
-@_quiet
+@quiet_option
 def toolchain_install(name: str, quiet: bool) -> None:
     """Install environment NAME (or that of target NAME) from its profile's pinned packages."""
     from npuc import toolchains
@@ -334,7 +310,7 @@ def toolchain_install(name: str, quiet: bool) -> None:
 
 @toolchain.command("remove")
 @click.argument("name")
-@_quiet
+@quiet_option
 def toolchain_remove(name: str, quiet: bool) -> None:
     """Delete environment NAME."""
     from npuc import toolchains
@@ -345,7 +321,7 @@ def toolchain_remove(name: str, quiet: bool) -> None:
 
 
 @cli.command()
-@_json
+@as_json_option
 def passes(as_json: bool) -> None:
     """List the passes with what they do and when they refuse."""
     from npuc import listing
@@ -362,14 +338,14 @@ def passes(as_json: bool) -> None:
     metavar="NAME[,NAME]",
     help="Require this target's vendor tools as well.",
 )
-@_json
-@_quiet
+@as_json_option
+@quiet_option
 def doctor_verb(targets: tuple[str, ...], as_json: bool, quiet: bool) -> int:
     """Check this machine and say what is missing and how to get it."""
     from npuc import doctor, listing
 
     with progress(quiet) as shown:
-        checks = doctor.examine(shown, _split(targets))
+        checks = doctor.examine(shown, split(targets))
     json_out(listing.checks(checks)) if as_json else out(listing.checks_text(checks))
     return 5 if any(check.status == "missing" for check in checks) else 0
 
@@ -390,34 +366,3 @@ def _run(argv: Sequence[str] | None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-
-
-def _named(targets: tuple[str, ...]) -> tuple[str, ...]:
-    """Split target names; ``all`` stands for every installed one."""
-    from npuc import plugins
-
-    names = _split(targets)
-    return plugins.names() if names == ("all",) else names
-
-
-def _split(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Split comma-separated names; each counts once, in the order given."""
-    parts = [part.strip() for name in names for part in name.split(",")]
-    if names and not all(parts):
-        raise UsageError(f"--target {','.join(names)!r}: an empty name")
-    return tuple(dict.fromkeys(parts))
-
-
-def _dims(texts: tuple[str, ...]) -> dict[str, int]:
-    """Read ``NAME=SIZE`` options; raises `UsageError` listing every bad one."""
-    dims: dict[str, int] = {}
-    faults = []
-    for text in texts:
-        name, _, size = text.partition("=")
-        if not name or not size.isdecimal() or int(size) == 0:
-            faults.append(f"--dim {text!r} is not of the form batch=1")
-        elif dims.setdefault(name, int(size)) != int(size):
-            faults.append(f"--dim {name} is given twice: {dims[name]} and {size}")
-    if faults:
-        raise UsageError("\n".join(faults), hint="--dim NAME=SIZE for each dynamic dimension")
-    return dims

@@ -124,7 +124,8 @@ class Quantize(Pass):
         """
         producer = value.producer()
         masked = () if producer is None else producer.inputs
-        known = [self.ranges[v.name][0] for v in masked if v is not None and v.name in self.ranges]
+        names = [v.name or "" for v in masked if v is not None]
+        known = [self.ranges[name][0] for name in names if name in self.ranges]
         return max((low for low in known if low > MASK), default=-abs(high))
 
 

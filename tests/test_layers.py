@@ -20,7 +20,7 @@ LAYERS = (
     "targets",
     "plugins load export policy",
     "originals pipeline recheck validate report execute look matrix",
-    "installing toolchains check check_text estimates doctor listing console cli __main__",
+    "installing toolchains check check_text estimates doctor listing console options cli __main__",
 )
 """Lowest first. A package stands for all its modules; a new module must be placed here."""
 
