@@ -101,10 +101,10 @@ def cell(item: dict[str, Any] | None) -> str:
         if item["whole"]:
             return f"{size:.0f} kB, whole"
         count = sum(len(part["nodes"]) for part in item["parts"])
-        why = item["host"][0]["reason"] if item["host"] else ""
+        left = f"; first left out: {item['host'][0]['reason']}" if item["host"] else ""
         return (
             f"{size:.0f} kB, {count}/{count + len(item['host'])} nodes in {len(item['parts'])} "
-            f"parts; whole: {item['reason']}; first left out: {why}"
+            f"parts; whole: {item['reason']}{left}"
         )
     return f"{size:.0f} kB, ran on this CPU"
 
