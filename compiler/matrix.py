@@ -21,7 +21,8 @@ white-space:nowrap}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 td.t{white-space:normal;min-width:13rem}
 .ok{color:var(--good)}.bad{color:var(--bad);font-weight:600}.dim{opacity:.7}
 details{border-top:1px solid var(--line);padding:.5rem 0}summary{cursor:pointer;font-weight:600}
-svg{display:block;max-width:100%;min-width:36rem;height:auto}svg text{fill:currentColor;font:12px system-ui}
+svg{display:block;max-width:100%;min-width:36rem;height:auto}
+svg text{fill:currentColor;font:12px system-ui}
 code{background:var(--soft);padding:0 .25em;border-radius:3px}li{margin:.15rem 0}
 """
 
