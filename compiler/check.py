@@ -173,7 +173,7 @@ def _outcome(
 ) -> Outcome:
     profile = target.profile
     start = common[-1].program if common else exported
-    own, fault = _stages(start, pipeline._prepare(target), profile)
+    own, fault = _stages(start, pipeline.prepare(target), profile)
     places = source_lines.known(exported.model)
     program, kinds = exported, _kinds(exported)
     ledger = Ledger.of(judge(exported, profile), kinds)

@@ -150,7 +150,7 @@ def cut(
     its edges.
     """
     groups = _groups(model, set(apart), here, there)
-    return [Part(where, _extract(model, nodes, groups)) for where, nodes in groups]
+    return [Part(where, extract(model, nodes, groups)) for where, nodes in groups]
 
 
 def _groups(
@@ -188,7 +188,7 @@ def reads(node: ir.Node) -> Iterator[ir.Value]:
             yield from (v for v in body.outputs if v not in own)
 
 
-def _extract(
+def extract(
     model: ir.Model, nodes: list[ir.Node], groups: list[tuple[str, list[ir.Node]]]
 ) -> ir.Model:
     """Return a model of some nodes."""

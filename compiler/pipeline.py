@@ -179,7 +179,7 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
     validator = job.validator.fork()
     watch = _watching(validator, job.dump and job.dump / target.name)
 
-    program = run(job.program, _traced(_prepare(target), shown), profile, watch)
+    program = run(job.program, _traced(prepare(target), shown), profile, watch)
     partition.require(
         program.model, target.name, fallback=job.placing.host, contract=job.placing.contract
     )
@@ -229,7 +229,7 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
     return Compiled(path, report)
 
 
-def _prepare(target: Target) -> tuple[Pass, ...]:
+def prepare(target: Target) -> tuple[Pass, ...]:
     """Return the passes that a target needs before quantization."""
     from npuc.passes.lower_opset import LowerOpset
     from npuc.passes.place import Place

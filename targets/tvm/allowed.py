@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from npuc.errors import UnsupportedError
+from npuc.partition import kind
 from npuc.passes.graphs import label
 from npuc.targets.tvm import markers
 from npuc.targets.tvm.conditions import ALLOWED, Rule
@@ -66,8 +67,3 @@ def _type(node: ir.Node, rule: Rule) -> str:
     if first is None or first.dtype in rule.types:
         return ""
     return f"its input {first.name} is of type {first.dtype}"
-
-
-def kind(node: ir.Node) -> str:
-    """Return an operator's name for reports, with its domain where it is not ONNX's own."""
-    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type

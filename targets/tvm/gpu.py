@@ -11,12 +11,12 @@ from typing import Any
 import onnx_ir as ir
 
 from npuc.errors import PassError, UnsupportedError
+from npuc.partition import extract
 from npuc.targets.tvm import allowed, build, importer, pointwise, rewrites
 from npuc.targets.tvm.cpu_level import Level
 from npuc.targets.tvm.graph import Walk
 from npuc.targets.tvm.legalize import take
 from npuc.targets.tvm.linker import Linker
-from npuc.targets.tvm.segments import extract
 
 LIMITS = {
     "max_threads_per_block": 1024,

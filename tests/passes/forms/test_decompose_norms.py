@@ -152,10 +152,11 @@ def test_reductions(case: str, decomposed: Callable[..., list[str]]) -> None:
 def test_no_keepdims(decomposed: Callable[..., list[str]]) -> None:
     text = "(float[2,6,4] x) => (float[A,B] y) <int64[1] a = {1}>"
     body = "{ y = ReduceMean<keepdims=0>(x, a) }"
-    decomposed(text + body, "MatMul Transpose Reshape", atol=1e-6)
-    decomposed(text + body, IMAGE, atol=1e-6)
+    assert "MatMul" in decomposed(text + body, "MatMul Transpose Reshape", atol=1e-6)
+    assert "ReduceMean" not in decomposed(text + body, IMAGE, atol=1e-6)
     body = "{ y = ReduceLogSumExp<keepdims=0>(x, a) }"
-    decomposed(text + body, "ReduceMax ReduceSum Exp Sub Log Add Reshape", atol=2e-6)
+    kinds = decomposed(text + body, "ReduceMax ReduceSum Exp Sub Log Add Reshape", atol=2e-6)
+    assert {"ReduceMax", "ReduceSum", "Log"} <= set(kinds)
 
 
 def test_old_opsets_have_axes_as_attribute(decomposed: Callable[..., list[str]]) -> None:
