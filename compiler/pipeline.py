@@ -1,6 +1,5 @@
 """The whole of npuc: load → export → passes → quantize → lower → artifact → report."""
 
-import difflib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 
 from npuc import (
     artifact,
-    calibrate,
     estimate,
     originals,
     outputs,
@@ -34,6 +32,7 @@ from npuc.policy import Policy
 from npuc.profile import Profile
 from npuc.program import Program, Tensors
 from npuc.progress import Progress, Silent
+from npuc.quantization import Choices, Quantizer
 from npuc.recheck import verify
 from npuc.report import Compiled
 from npuc.runners import OnnxRunner
@@ -71,8 +70,7 @@ class _Job:
     program: Program
     validator: Validator
     precision: str | None
-    observer: str | None
-    skip: tuple[str, ...]
+    choices: Choices
     lowering: LowerOptions
     progress: Progress
     dump: Path | None
@@ -150,8 +148,9 @@ def compile(
 
     with tempfile.TemporaryDirectory(prefix="npuc-") as work:
         takes_torch = any("torch" in t.profile.get("compiler.inputs", ()) for t in targets)
+        choices = Choices(observer, tuple(skip))
         job = _Job(
-            str(label), program, validator, precision, observer, tuple(skip), options, shown,
+            str(label), program, validator, precision, choices, options, shown,
             None if dump is None else Path(dump), bound,
             _archive(loaded, reference, Path(work)) if takes_torch else None, wanted,
         )  # fmt: skip
@@ -187,10 +186,10 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
     reference = job.validator.reference
     calls = _parts(reference.calibration[:CALIBRATION], program, job.validator.exported)
     handover = Handover(program, calls, precision, archive=job.archive)
-    if precision == "int8":
-        quantize = _quantize(handover, profile, job)
-        program = run(program, _traced([quantize], shown), profile, watch)
-        handover = replace(handover, quantized=program)
+    if precision != "float":
+        quantizer = Quantizer(program, calls, profile, job.choices, watch=watch, progress=shown)
+        program = quantizer.program(watch=watch)
+        handover = replace(handover, program=quantizer.prepared, quantized=program)
     quantized = program
     numerics = target.numerics(precision)
     program = run(program, _traced(numerics, shown), profile, watch)
@@ -200,7 +199,7 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
     options = replace(job.lowering, precision=precision, handover=handover)
     with tempfile.TemporaryDirectory(prefix="npuc-") as work:
         payload = target.lower(program, options, Path(work))
-    loss = precision == "int8" or bool(numerics)
+    loss = precision != "float" or bool(numerics)
     if payload.runs_here:
         floats = any(item.name == "round-floats" for item in numerics)
         validator.artifact(target.runner(payload.files, program), program, loss, floats)
@@ -236,24 +235,6 @@ def prepare(target: Target) -> tuple[Pass, ...]:
 
     limit = target.profile.opset_max
     return (*target.legalise(), *([LowerOpset(limit)] if limit else []), Place())
-
-
-def _quantize(handover: Handover, profile: Profile, job: _Job) -> Pass:
-    from npuc.passes.quantize import Quantize
-
-    program, scheme = handover.program, profile.int_scheme
-    if scheme is None:
-        raise UsageError(f"target {profile.name!r} has no integer scheme")
-    names = [node.name or "" for node in program.model.graph.all_nodes()]
-    if unknown := [name for name in job.skip if name not in names]:
-        near = [f"did you mean {n!r}?" for n in difflib.get_close_matches(unknown[0], names, 1)]
-        hint = "".join(near) or "--dump FOLDER writes every program"
-        raise UsageError(f"--skip: there is no node {', '.join(map(repr, unknown))}", hint=hint)
-    job.progress.stage(f"calibrate for {profile.name}")
-    ranges = calibrate.collect(
-        program, handover.calibration, scheme, observer=job.observer, progress=job.progress.advance
-    )
-    return Quantize(ranges, job.skip)
 
 
 def _parts(calls: Sequence[Tensors], program: Program, exported: Program) -> list[Tensors]:

@@ -15,8 +15,8 @@ LAYERS = (
     "program profile facts atomic outputs members manifest pickles zips sniff pt2 hazards",
     "metrics runners inputs onnx_file signature partition source_lines nodes",
     "passes features legality ledger remedies",
-    "observers thresholds calibrate capture torchscript weights calls floors answers record "
-    "reference samples stored artifact models estimate",
+    "observers thresholds calibrate quantization capture torchscript weights calls floors "
+    "answers record reference samples stored artifact models estimate",
     "targets",
     "plugins load export policy",
     "originals pipeline recheck validate report execute look matrix",
