@@ -2,13 +2,8 @@
 
 import json
 import operator
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from npuc.errors import ArtifactError, ParityError, UsageError
 from npuc.observers import Observer
@@ -16,6 +11,7 @@ from npuc.passes.graphs import infer_types
 from npuc.passes.qdq.sites import observed
 from npuc.profile import IntScheme
 from npuc.program import Program, Tensors
+from npuc.taps import Taps
 from npuc.thresholds import Range, method
 
 FORMAT = "npuc-ranges-1"
@@ -95,10 +91,10 @@ def collect(
     infer_types(copy.model)
     names = observed(copy.model, scheme)
     watching = {tensor: Observer(chosen.bins) for tensor in names}
-    run = _session(copy, names)
+    run = Taps(copy, names)
     total, done = operator.length_hint(samples, 0), 0
     for sample in samples:
-        values = run(_checked(program, sample, done), done)
+        values = run(sample, done)
         for tensor, seen in watching.items():
             if not seen.see(values.pop(tensor)):
                 raise ParityError(
@@ -117,59 +113,3 @@ def collect(
         done,
         name,
     )
-
-
-def _checked(program: Program, sample: Tensors, number: int) -> dict[str, np.ndarray[Any, Any]]:
-    missing = [port.name for port in program.inputs if port.name not in sample]
-    if missing:
-        raise UsageError(
-            f"calibration sample {number} has no {', '.join(missing)}; it has {sorted(sample)}"
-        )
-    return {p.name: np.ascontiguousarray(sample[p.name], p.dtype) for p in program.inputs}
-
-
-Run = Callable[[dict[str, np.ndarray[Any, Any]], int], dict[str, np.ndarray[Any, Any]]]
-
-
-def _session(program: Program, names: tuple[str, ...]) -> Run:
-    """Return a function from inputs to the named tensors.
-
-    ONNX Runtime optimizes here, unlike the oracle's: it keeps the tensors that are outputs, and
-    rounding differences far below a quantization step cannot matter to a range.
-    """
-    import onnxruntime as ort
-
-    graph = program.model.graph
-    inputs = {value.name for value in graph.inputs}
-    inner = [name for name in names if name not in inputs]
-    values = {value.name: value for node in graph for value in node.outputs}
-    graph.outputs.clear()
-    graph.outputs.extend(values[name] for name in inner)
-    session: Any = None
-    if inner:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        proto = program.serialized()
-        providers = ["CPUExecutionProvider"]
-        if proto is not None:
-            session = ort.InferenceSession(proto, options, providers=providers)
-        else:
-            with tempfile.TemporaryDirectory(prefix="npuc-") as folder:
-                path = Path(folder) / "model.onnx"
-                program.save(path)
-                session = ort.InferenceSession(str(path), options, providers=providers)
-
-    def run(feed: dict[str, np.ndarray[Any, Any]], number: int) -> dict[str, Any]:
-        found = {name: feed[name] for name in names if name in inputs}
-        if session is None:
-            return found
-        try:
-            found.update(zip(inner, session.run(inner, feed), strict=True))
-        except Exception as error:  # onnxruntime raises pybind types without a common base
-            reason = str(error).strip().splitlines()[0][:400]
-            raise ParityError(f"ONNX Runtime fails on calibration sample {number}: {reason}") from (
-                error
-            )
-        return found
-
-    return run
