@@ -1,5 +1,6 @@
 """What each channel of a tensor holds over the calibration samples: peak, ends, mean, power."""
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -34,10 +35,14 @@ class ChannelStatistics:
 
 
 class ChannelObserver:
-    """Watches one tensor go by, channel by channel along `axis`, in memory of one channel row."""
+    """Watches one tensor go by, channel by channel, in memory of a few floats per channel.
 
-    def __init__(self, axis: int) -> None:
-        self.axis = axis
+    `axes` are those whose places are channels of their own, such as (1, 3) for the features of
+    all heads; the statistics list them in row-major order.
+    """
+
+    def __init__(self, *axes: int) -> None:
+        self.axes = axes
         self.count = 0
         self._ends: list[Array] = []
         self._sums: list[Array] = []
@@ -48,13 +53,15 @@ class ChannelObserver:
         Raises `UsageError` where the array has no such axis, or another number of channels than
         the arrays before.
         """
-        if not -values.ndim <= self.axis < values.ndim:
-            raise UsageError(f"a tensor of shape {values.shape} has no axis {self.axis}")
-        rows = np.moveaxis(values, self.axis, 0).reshape(values.shape[self.axis], -1)
-        if self._sums and rows.shape[0] != self._sums[0].size:
+        if missing := [axis for axis in self.axes if not -values.ndim <= axis < values.ndim]:
+            raise UsageError(f"a tensor of shape {values.shape} has no axis {missing[0]}")
+        channels = math.prod(values.shape[axis] for axis in self.axes)
+        if self._sums and channels != self._sums[0].size:
             raise UsageError(
-                f"axis {self.axis} has {rows.shape[0]} channels; before it had {self._sums[0].size}"
+                f"axes {self.axes}: {channels} channels; before it had {self._sums[0].size}"
             )
+        first = np.moveaxis(values, self.axes, range(len(self.axes)))
+        rows = first.reshape(channels, -1 if values.size else 0)
         if rows.size == 0:
             return True
         low, high = rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
@@ -80,11 +87,11 @@ class ChannelObserver:
 def collect(
     program: Program,
     samples: Iterable[Tensors],
-    axes: Mapping[str, int],
+    axes: Mapping[str, int | tuple[int, ...]],
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, ChannelStatistics]:
-    """Observe the channels of tensors: name → axis of its channels (negative from the end).
+    """Observe the channels of tensors: name → axis or axes of its channels (negative from the end).
 
     One pass, in the order of the samples: the same samples give the same bits. Inputs of the
     program may be named. Memory is the program, its tensors for one sample and a few floats per
@@ -94,7 +101,10 @@ def collect(
     an input; `ParityError` where a tensor holds NaN or Inf, or ONNX Runtime fails.
     """
     run = Taps(program, tuple(axes))
-    watching = {name: ChannelObserver(axis) for name, axis in axes.items()}
+    watching = {
+        name: ChannelObserver(*((along,) if isinstance(along, int) else along))
+        for name, along in axes.items()
+    }
     total, done = operator.length_hint(samples, 0), 0
     for sample in samples:
         values = run(sample, done)
