@@ -13,7 +13,7 @@ Source of the model: Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import onnx_ir as ir
@@ -115,8 +115,9 @@ class Estimate:
 def estimate(program: Program, profile: Profile, precision: str) -> Estimate:
     """Bound one call of a static float program on a device; nothing is run.
 
-    The operators of the profile's integer scheme count at its integer rate and one byte per
-    value where `precision` is "int8"; everything else at the float rate and width.
+    The operators of the profile's integer scheme count at its integer rate, with one byte per
+    value and a weight's own bits, unless `precision` is "float"; everything else at the float
+    rate and width.
     """
     rates = _Rates.of(profile, precision)
     nodes = [node for node in program.model.graph if node.op_type not in FREE]
@@ -155,12 +156,13 @@ class _Rates:
     sram: int | None
     integer_ops: frozenset[str]
     width: int
+    weight_bits: int
     facts: Mapping[str, Fact]
     missing: tuple[str, ...]
 
     @classmethod
     def of(cls, profile: Profile, precision: str) -> "_Rates":
-        scheme = profile.int_scheme if precision == "int8" else None
+        scheme = profile.scheme(precision)
         whole = scheme is not None and scheme.whole
         formats = profile.float_formats
         width = 1 if whole else 2 if formats else 4
@@ -183,6 +185,7 @@ class _Rates:
             None if sram is None else int(sram),
             scheme.ops if scheme is not None else frozenset(),
             width,
+            scheme.weight_bits if scheme is not None else 8 * width,
             found,
             tuple(name for name in used.values() if name not in found),
         )
@@ -193,19 +196,22 @@ class _Rates:
 
 def _work(node: ir.Node, rates: _Rates) -> tuple[int, int, int]:
     """Return (operations, bytes of weights, bytes of activations) of one node."""
-    width = 1 if node.op_type in rates.integer_ops else rates.width
+    coded = node.op_type in rates.integer_ops
+    bits = 8 if coded else 8 * rates.width
     weights = activations = 0
     for value in (*node.inputs, *node.outputs):
         if value is None or value.dtype is None:
             continue
-        if value.dtype.is_floating_point():
-            size = _elements(value) * width
+        fixed = constant(value) is not None
+        if not value.dtype.is_floating_point():
+            size = 8 * max(1, int(value.dtype.itemsize))
         else:
-            size = _elements(value) * max(1, int(value.dtype.itemsize))
-        if constant(value) is not None:
-            weights += size
+            size = rates.weight_bits if coded and fixed else bits
+        held = ceil(_elements(value) * size / 8)
+        if fixed:
+            weights += held
         else:
-            activations += size
+            activations += held
     return _operations(node), weights, activations
 
 

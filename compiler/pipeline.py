@@ -173,8 +173,8 @@ def _each(
 
 def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
     """Take the common program the rest of the way for one target."""
-    profile, shown = target.profile, job.progress
-    precision = job.precision or profile.precisions[0]
+    shown, precision = job.progress, job.precision or target.profile.precisions[0]
+    profile = target.profile.at(precision)
     validator = job.validator.fork()
     watch = _watching(validator, job.dump and job.dump / target.name)
 
@@ -207,7 +207,7 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
         validator.unrun(f"compiled for another CPU ({options.cpu}); this machine cannot run it")
     _alternatives(quantized, profile, numerics, validator)
 
-    report = validator.report(job.name, target.profile, precision, payload, job.dims)
+    report = validator.report(job.name, profile, precision, payload, job.dims)
     bound = estimate.estimate(handover.program, profile, precision)
     report = replace(report, crossings=crossing, estimate=bound)
     shown.stage(f"write {path.name}")

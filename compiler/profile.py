@@ -5,7 +5,7 @@ must choose in its place is graded `A` (assumed), and every report repeats it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any, Literal
 
@@ -18,6 +18,15 @@ GRADES: Mapping[str, str] = {
     "I": "inferred from primary evidence",
     "A": "assumed by npuc: not public",
 }
+
+DERIVED: Mapping[str, Mapping[str, Any]] = {
+    # Symmetric four bits: -8 has no counterpart. Stored as int8, so that every runner takes them.
+    "w4a8": {"weight_dtype": "int8", "weight_range": (-7, 7)},
+}
+"""Precision → the ``int8.*`` facts that differ at it, as npuc assumes them.
+
+A profile that knows better states ``<precision>.<fact>`` instead (see `Profile.at`).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +105,12 @@ class IntScheme:
     """Arithmetic of Add, Mul, pooling and Softmax on codes: "float" (computed in float32 and
     coded) or "tflite" (the reference kernels' integer rules)."""
 
+    @property
+    def weight_bits(self) -> int:
+        """Bits that a weight's code takes on the device; its dtype here may be wider."""
+        low, high = self.weight_range
+        return (high - low).bit_length()
+
 
 @dataclass(frozen=True, slots=True)
 class Profile:
@@ -151,6 +166,37 @@ class Profile:
     def precisions(self) -> tuple[str, ...]:
         """What `--precision` accepts; the first is the default."""
         return tuple(self.get("precisions", ("float",)))
+
+    def at(self, precision: str) -> "Profile":
+        """Return the same device as it is at a precision; raises `NpucError` for one unknown.
+
+        At "int8" and "float" that is this profile. At a precision of `DERIVED` the facts that
+        differ stand in place of the ``int8.*`` ones, so that whatever follows reads `int_scheme`
+        (and any fact) as always, and need not know the precision's name. What the profile states
+        as ``<precision>.<fact>`` takes the place of ``int8.<fact>`` with its grade and source;
+        the rest of `DERIVED` is npuc's assumption, graded A.
+
+        A new precision takes: a row in `DERIVED`, its ``<precision>.*`` facts in
+        `npuc.facts.schema`, its name in the ``precisions`` of the profiles that have it, and, for
+        what `IntScheme` cannot say yet, a field there that is read from an ``int8.*`` fact.
+        """
+        if precision in ("int8", "float"):
+            return self
+        if precision not in DERIVED:
+            listed = ", ".join(("int8", "float", *DERIVED))
+            raise NpucError(f"there is no precision {precision!r}; npuc has {listed}")
+        assumed = {f"int8.{k}": Fact(v, "A", "npuc") for k, v in DERIVED[precision].items()}
+        start = f"{precision}."
+        stated = {
+            f"int8.{key.removeprefix(start)}": fact
+            for key, fact in self.facts.items()
+            if key.startswith(start)
+        }
+        return replace(self, facts={**self.facts, **assumed, **stated})
+
+    def scheme(self, precision: str) -> IntScheme | None:
+        """Return the integer scheme of a precision; None where it computes in floats alone."""
+        return None if precision == "float" else self.at(precision).int_scheme
 
     @property
     def int_scheme(self) -> IntScheme | None:

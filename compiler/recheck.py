@@ -108,7 +108,7 @@ def _verified(
     manifest = opened.manifest
     validator = Validator(program, reference or _stored(opened), policy or Policy(), Silent())
     floats = any(step.name == "round-floats" for step in manifest.steps)
-    loss = manifest.precision == "int8" or floats
+    loss = manifest.precision != "float" or floats
     validator.artifact(target.runner(opened, program), program, loss, floats)
     payload = Payload(
         {}, cast(Evidence, manifest.evidence), manifest.toolchain, manifest.vendor,

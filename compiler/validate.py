@@ -166,7 +166,7 @@ class Validator:
         notes = [*payload.notes, *self.notes]
         if str(fingerprint.get("inputs")).startswith("random inputs"):
             notes.append("answers are compared on RANDOM inputs: give real ones with --samples")
-            if precision == "int8" and "calibration" not in fingerprint:
+            if precision != "float" and "calibration" not in fingerprint:
                 notes.append(
                     "ranges come from RANDOM inputs: they say nothing about real data; "
                     "give --calibration"
@@ -204,9 +204,9 @@ def _flat(groups: list[list[Tensors]]) -> list[Tensors]:
 
 def _assumed(profile: Profile, precision: str) -> Mapping[str, str]:
     """Return what the numbers rest on that no public source states."""
-    kinds = ("float.", "int8.") if precision == "int8" else ("float.",)
+    kinds = ("float.",) if precision == "float" else ("float.", "int8.")
     return {
         key: f"{fact.value} ({'inferred' if fact.grade == 'I' else 'assumed'})"
-        for key, fact in profile.assumed.items()
+        for key, fact in profile.at(precision).assumed.items()
         if key.startswith(kinds)
     }

@@ -70,11 +70,11 @@ def numerics(profile: Profile, precision: str, form: FloatFormat | None) -> tupl
     from npuc.passes.round_floats import RoundFloats
     from npuc.passes.tflite_arithmetic import TfliteArithmetic
 
-    scheme = profile.int_scheme
+    scheme = profile.scheme(precision)
     passes: list[Pass] = []
-    if precision == "int8" and scheme is not None and not _as_written(scheme):
+    if scheme is not None and not _as_written(scheme):
         passes.append(IntegerArithmetic())
-    if precision == "int8" and scheme is not None and scheme.elementwise == "tflite":
+    if scheme is not None and scheme.elementwise == "tflite":
         passes.append(TfliteArithmetic())
     if form is not None:
         passes.append(RoundFloats(form))

@@ -62,7 +62,7 @@ class RebelCompiler:
             files[SCALES] = kit.scales(job.quantized)
         call = _call(inputs, npu, devices)
         how = _how(profile, call) if job.archive is not None else _incomplete(profile, call)
-        parts = [how, *([_INT8] if job.precision == "int8" else [])]
+        parts = [how, *([_INT8] if job.quantized is not None else [])]
         files[kit.README] = kit.readme(profile, parts)
         return files
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from npuc.facts.schema import CODES
+from npuc.profile import DERIVED
 
 Values = Mapping[str, Any]
 
@@ -25,16 +26,16 @@ def _opsets(v: Values) -> Iterator[str]:
 
 
 def _codes(v: Values) -> Iterator[str]:
-    for part in ("weight", "activation"):
-        dtype, span = v.get(f"int8.{part}_dtype", "int8"), v.get(f"int8.{part}_range")
+    for part in ("int8.weight", "int8.activation", *(f"{name}.weight" for name in DERIVED)):
+        dtype, span = v.get(f"{part}_dtype", "int8"), v.get(f"{part}_range")
         if span is None:
             continue
         low, high = CODES[dtype]
         if span[0] < low or span[1] > high:
-            yield f"int8.{part}_range {span} is outside {dtype}, [{low}, {high}]"
-        symmetric = part == "weight" or v.get("int8.activation_symmetric")
+            yield f"{part}_range {span} is outside {dtype}, [{low}, {high}]"
+        symmetric = part.endswith(".weight") or v.get("int8.activation_symmetric")
         if symmetric and span[1] - span[0] < 2:
-            yield f"int8.{part}_range {span} has no middle code, which a symmetric scheme needs"
+            yield f"{part}_range {span} has no middle code, which a symmetric scheme needs"
 
 
 _SCHEME = (
@@ -45,8 +46,9 @@ _SCHEME = (
 
 def _scheme(v: Values) -> Iterator[str]:
     missing = [key for key in _SCHEME if key not in v]
-    if "int8" in v.get("precisions", ()) or len(missing) < len(_SCHEME):
-        why = "precisions has int8" if "int8" in v.get("precisions", ()) else "int8 is described"
+    coded = [name for name in v.get("precisions", ()) if name != "float"]
+    if coded or len(missing) < len(_SCHEME):
+        why = f"precisions has {coded[0]}" if coded else "int8 is described"
         yield from (f"{why}, but {key} is missing" for key in missing)
 
 
@@ -103,6 +105,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[Values], Iterator[str]]], ...] =
         (
             "int8.weight_dtype", "int8.weight_range", "int8.activation_dtype",
             "int8.activation_range", "int8.activation_symmetric",
+            *(f"{name}.weight_{part}" for name in DERIVED for part in ("dtype", "range")),
         ),
         _codes,
     ),

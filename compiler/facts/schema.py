@@ -33,6 +33,7 @@ from npuc.facts.kinds import (
     some_of,
 )
 from npuc.facts.onnx_kinds import KINDS
+from npuc.profile import DERIVED
 
 FREE = ("compiler.", "devices.", "hardware.", "thermal.")
 """Prefixes of facts that are not listed one by one."""
@@ -102,7 +103,7 @@ OPSET = between(1, 99)
 
 SCHEMA: dict[str, Kind] = {
     # --- what npuc compiles
-    "precisions": some_of(("int8", "float")),
+    "precisions": some_of(("int8", "float", *DERIVED)),
     "notes.int8": TEXT,
     "notes.float": TEXT,
     "shapes.static": FLAG,
@@ -149,6 +150,12 @@ SCHEMA: dict[str, Kind] = {
     "int8.quantize_ties": TEXT,
     "int8.bias": TEXT,
     "int4.weights": FLAG,
+    # --- in place of the int8 facts of the same names (`npuc.profile.Profile.at`)
+    "notes.w4a8": TEXT,
+    "w4a8.weight_dtype": named(CODES),
+    "w4a8.weight_range": CODE_RANGE,
+    "w4a8.weight_per_channel": FLAG,
+    "w4a8.per_channel_ops": OPERATORS,
     "int16.activations": TEXT,
     # --- floats
     "float.name": TEXT,

@@ -152,13 +152,13 @@ class Lowered:
 def written(name: str, model: str, precision: str) -> Handover:
     """Prepare a network for a target as `npuc.pipeline` does, up to its numerics."""
     target = make(name)
-    profile, limit = target.profile, target.profile.opset_max
+    profile, limit = target.profile.at(precision), target.profile.opset_max
     prepare = (*target.legalise(), *([LowerOpset(limit)] if limit else []), Place())
     program = run(net(model), prepare, profile)
     job = Handover(program, inputs(program), precision)
-    if precision != "int8":
+    if precision == "float":
         return job
-    assert profile.int_scheme is not None, "int8 needs an integer scheme in the profile"
+    assert profile.int_scheme is not None, f"{precision} needs an integer scheme in the profile"
     ranges = calibrate.collect(program, job.calibration, profile.int_scheme)
     return replace(job, quantized=run(program, [Quantize(ranges)], profile))
 
@@ -170,7 +170,8 @@ def lowered(name: str, model: str, precision: str) -> Lowered:
     A vendor's compiler that is here is not run: `tests/vendor` does that.
     """
     target, job = make(name), written(name, model, precision)
-    program = run(job.quantized or job.program, target.numerics(precision), target.profile)
+    profile = target.profile.at(precision)
+    program = run(job.quantized or job.program, target.numerics(precision), profile)
     vendor: Literal["use", "skip"] = "use" if target.toolchain().missing else "skip"
     options = LowerOptions(precision=precision, vendor=vendor, handover=job)
     with tempfile.TemporaryDirectory() as folder:
@@ -184,8 +185,8 @@ def cases() -> list[tuple[str, str]]:
 
 def nets(name: str, precision: str) -> list[str]:
     """Name the networks to try on a target."""
-    scheme = make(name).profile.int_scheme
-    whole = precision == "int8" and scheme is not None and scheme.whole
+    scheme = make(name).profile.scheme(precision)
+    whole = scheme is not None and scheme.whole
     return [n for n in NETS if whole or n != "mixed"]
 
 
@@ -336,7 +337,7 @@ def close(
         if not inexact[name]:
             assert gap.max() == 0, f"{name}: {(gap > 0).sum()} of {gap.size} differ"
         formats = target.profile.float_formats
-        steps = [2.0**-f.mantissa for f in formats[:1]] + [1 / 127] * (precision == "int8")
+        steps = [2.0**-f.mantissa for f in formats[:1]] + [1 / 127] * (precision != "float")
         # Each of at most five layers may sum in another order. That moves a result by some units
         # of float32 (2^-24; at most 72 terms, so 2^-18 in all), and where results are rounded or
         # coded it may cross one boundary: one step of the format, or one code.

@@ -1,9 +1,11 @@
 """The device profiles that ship with npuc, and the reader's own checks."""
 
+from dataclasses import replace
+
 import pytest
 
 from npuc.errors import NpucError
-from npuc.profile import FloatFormat, Profile
+from npuc.profile import Fact, FloatFormat, Profile
 
 
 def test_atom_int_scheme() -> None:
@@ -62,3 +64,34 @@ def test_a_device_without_integers_has_no_scheme() -> None:
     assert profile.int_scheme is None
     assert profile.float_formats == ()
     assert profile.precisions == ("float",)
+
+
+def test_at_a_precision_only_what_differs_is_replaced() -> None:
+    """W4A8 is the int8 scheme with four-bit weights, which the report then calls assumed."""
+    profile = Profile.load("atom")
+    assert profile.at("int8") is profile and profile.at("float") is profile
+    four, eight = profile.at("w4a8").int_scheme, profile.int_scheme
+    assert four is not None and eight is not None
+    assert (four.weight_range, four.weight_dtype, four.weight_bits) == ((-7, 7), "int8", 4)
+    assert replace(four, weight_range=eight.weight_range) == eight and eight.weight_bits == 8
+    assert profile.at("w4a8").facts["int8.weight_range"].grade == "A"
+    assert profile.at("w4a8").at("w4a8") == profile.at("w4a8")
+    assert profile.scheme("w4a8") == four and profile.scheme("float") is None
+
+
+def test_at_a_precision_what_the_profile_states_comes_first() -> None:
+    stated = Profile.load("aries")
+    fact = Fact([-8, 7], "P", "sdk")
+    profile = replace(stated, facts={**stated.facts, "w4a8.weight_range": fact})
+    assert profile.at("w4a8").facts["int8.weight_range"] is fact
+    scheme = profile.at("w4a8").int_scheme
+    assert scheme is not None and scheme.weight_range == (-8, 7)
+
+
+def test_at_an_unknown_precision() -> None:
+    with pytest.raises(NpucError, match="no precision 'int7'; npuc has int8, float, w4a8"):
+        Profile.load("atom").at("int7")
+
+
+def test_a_device_without_integers_has_none_at_any_precision() -> None:
+    assert Profile.load("tpu").at("w4a8").int_scheme is None

@@ -86,11 +86,11 @@ VALUES = [
     ("power.w", "[60, 40]", "[60, 40] is not a number above 0, or [low, high] of them"),
     ("shapes.static", '"yes"', "'yes' is not true or false"),
     ("onnx.opset_max", "13.0", "13.0 is not a whole number from 1 to 99"),
-    ("precisions", "[]", "[] is not a list of different names among float, int8"),
+    ("precisions", "[]", "[] is not a list of different names among float, int8, w4a8"),
     (
         "precisions",
         '["float", "float"]',
-        "['float', 'float'] is not a list of different names among float, int8",
+        "['float', 'float'] is not a list of different names among float, int8, w4a8",
     ),
     ("ops.supported", '["Cnov"]', "'Cnov' is no ONNX operator; did you mean 'Conv'?"),
     ("ops.on_host", '["aten.relu"]', "'aten.relu' is no ONNX operator"),
