@@ -21,6 +21,7 @@ from npuc.options import (
     opset_option,
     quiet_option,
     samples_option,
+    seconds,
     sizes,
     source_options,
     split,
@@ -55,7 +56,15 @@ def cli() -> None:
     type=FILE,
     help="Artifact, or a folder for them.  [default: MODEL.TARGET.npuc]",
 )
-@click.option("--precision", metavar="NAME", help="[default: the target's own]")
+@click.option(
+    "--precision",
+    metavar="NAME",
+    help="As npuc targets lists them; auto keeps in float what --min-sqnr needs.  "
+    "[default: the target's own]",
+)
+@click.option(
+    "--budget", metavar="TIME", help="How long auto may search: 30s, 5m or 1h.  [default: 5m]"
+)
 @dim_option
 @source_options
 @click.option(
@@ -117,7 +126,7 @@ def cli() -> None:
 def compile_verb(
     model_file: str, targets: tuple[str, ...], output: Path | None, dims: tuple[str, ...],
     fallback: str | None, vendor: Any, min_sqnr: float, html: Path | None, as_json: bool,
-    quiet: bool, **options: Any,
+    quiet: bool, budget: str | None, **options: Any,
 ) -> int:  # fmt: skip
     """Compile MODEL (a file, or zoo:NAME) and compare every step with the original."""
     from npuc import outputs, pipeline
@@ -132,7 +141,7 @@ def compile_verb(
         done = pipeline.compile(
             model_file, target=names, output=output, dims=sizes(dims), fallback=fallback or "",
             vendor=vendor or "use", policy=Policy(sqnr_db=min_sqnr), progress=shown,
-            failed=failed, **options,
+            failed=failed, budget=None if budget is None else seconds(budget), **options,
         )  # fmt: skip
     if html:
         from npuc import matrix

@@ -1,5 +1,6 @@
 """Options that several verbs share, and how their texts are read. Only click is imported."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,19 @@ def source_options(function: Any) -> Any:
     for option in reversed(_SOURCE):
         function = option(function)
     return function
+
+
+def seconds(text: str) -> float:
+    """Read a time: ``30s``, ``5m``, ``1h``, or a number of seconds; raises `UsageError`."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
+    try:
+        found = float(number) * unit
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise UsageError(f"{text!r} is no time", hint="30s, 5m and 1h are")
+    return found
 
 
 def target_names(targets: tuple[str, ...]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from npuc import (
     artifact,
+    auto,
     estimate,
     originals,
     outputs,
@@ -25,6 +26,7 @@ from npuc.jsonable import canonical
 from npuc.load import Loaded, load
 from npuc.manifest import Manifest
 from npuc.members import PARITY, REFERENCE
+from npuc.mixed import Mixed
 from npuc.originals import Calls
 from npuc.passes import standard
 from npuc.passes.base import Pass, Watch, run
@@ -49,6 +51,9 @@ ANY = Profile("any", "no target in particular", {}, {})
 
 STORED = 16
 """Calls an artifact carries, to be checked on again: it should not grow with the test set."""
+
+AUTO = "auto"
+"""The precision that is searched for: int8, and float where the policy needs it."""
 
 CALIBRATION = 64
 """Recorded calls that quantization looks at unless told otherwise; more rarely moves a range."""
@@ -77,6 +82,21 @@ class _Job:
     dims: Mapping[str, int]
     archive: Path | None
     placing: Placing
+    budget: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A float program as one target takes it, before quantization."""
+
+    target: Target
+    path: Path
+    profile: Profile
+    precision: str
+    crossings: tuple[partition.Crossing, ...]
+    program: Program
+    calls: Sequence[Tensors]
+    numerics: Sequence[Pass]
 
 
 def compile(
@@ -85,6 +105,7 @@ def compile(
     target: str | Sequence[str],
     output: str | Path | None = None,
     precision: str | None = None,
+    budget: float | None = None,
     dims: Mapping[str, int] | None = None,
     calibration: Calls | None = None,
     samples: Calls | None = None,
@@ -113,6 +134,7 @@ def compile(
     calls (input name → array); by default what was recorded with the model. `dims` gives dynamic
     dimensions their size, by default that of the first sample. What a device cannot run stays on
     its host, unless `host` is False; `on_target` says what must not (``Conv,MatMul=all``).
+    `budget` is how many seconds precision "auto" may search for each target, by default 300.
     Artifacts are written even where the report fails. Raises `NpucError`; parity is not raised
     but reported, unless a step that must keep the answer changed it. With `failed` one target's
     error is given to it, with the target's name, and the other targets go on.
@@ -123,6 +145,7 @@ def compile(
     label = source if isinstance(source, str | Path) else type(source).__name__
     paths = outputs.artifact_paths(str(label), names, None if output is None else Path(output))
     _check_precision(targets, precision)
+    budget = _budget(precision, budget)
     wanted = Placing(host, partition.contract(on_target))
     options = LowerOptions(cpu=cpu, fallback=fallback, vendor=vendor, timeout=timeout)
     shown.stage("load")
@@ -152,7 +175,7 @@ def compile(
         job = _Job(
             str(label), program, validator, precision, choices, options, shown,
             None if dump is None else Path(dump), bound,
-            _archive(loaded, reference, Path(work)) if takes_torch else None, wanted,
+            _archive(loaded, reference, Path(work)) if takes_torch else None, wanted, budget,
         )  # fmt: skip
         return list(_each(zip(targets, paths, strict=True), job, failed))
 
@@ -174,6 +197,7 @@ def _each(
 def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
     """Take the common program the rest of the way for one target."""
     shown, precision = job.progress, job.precision or target.profile.precisions[0]
+    precision = "int8" if precision == AUTO else precision
     profile = target.profile.at(precision)
     validator = job.validator.fork()
     watch = _watching(validator, job.dump and job.dump / target.name)
@@ -185,13 +209,39 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
     crossing = partition.crossings(program.model)
     reference = job.validator.reference
     calls = _parts(reference.calibration[:CALIBRATION], program, job.validator.exported)
-    handover = Handover(program, calls, precision, archive=job.archive)
-    if precision != "float":
-        quantizer = Quantizer(program, calls, profile, job.choices, watch=watch, progress=shown)
-        program = quantizer.program(watch=watch)
-        handover = replace(handover, program=quantizer.prepared, quantized=program)
-    quantized = program
     numerics = target.numerics(precision)
+    placed = _Placed(target, path, profile, precision, crossing, program, calls, numerics)
+    if precision == "float":
+        return _finish(job, placed, validator)
+    quantizer = Quantizer(program, calls, profile, job.choices, watch=watch, progress=shown)
+    placed = replace(placed, program=quantizer.prepared)
+    if job.budget is None:
+        return _finish(job, placed, validator, quantizer)
+
+    def keep(found: Mixed) -> None:  # whatever ends the search, there is an artifact
+        quick = replace(job, dump=None, lowering=replace(job.lowering, vendor="skip"))
+        _finish(quick, placed, validator, quantizer, found)
+
+    mixed = auto.find(quantizer, numerics, validator, job.budget, keep, shown)
+    return _finish(job, placed, validator, quantizer, mixed)
+
+
+def _finish(
+    job: _Job,
+    at: _Placed,
+    validator: Validator,
+    quantizer: Quantizer | None = None,
+    mixed: Mixed | None = None,
+) -> Compiled:
+    """Quantize, lower, check and write one program; the report is its own."""
+    target, path, profile, precision = at.target, at.path, at.profile, at.precision
+    shown, program, numerics, validator = job.progress, at.program, at.numerics, validator.fork()
+    watch = _watching(validator, job.dump and job.dump / target.name)
+    handover = Handover(program, at.calls, precision, archive=job.archive)
+    if quantizer is not None:
+        program = quantizer.program(() if mixed is None else mixed.names, watch)
+        handover = replace(handover, quantized=program)
+    quantized = program
     program = run(program, _traced(numerics, shown), profile, watch)
     validator.settle(program)
 
@@ -209,7 +259,7 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
 
     report = validator.report(job.name, profile, precision, payload, job.dims)
     bound = estimate.estimate(handover.program, profile, precision)
-    report = replace(report, crossings=crossing, estimate=bound)
+    report = replace(report, crossings=at.crossings, estimate=bound, mixed=mixed)
     shown.stage(f"write {path.name}")
     stored_calls = originals.cut(validator.reference, program, validator.exported, STORED)
     manifest = Manifest(
@@ -222,7 +272,7 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
             **artifact.model_files(program, Path(work)),
             **payload.files,
             REFERENCE: stored.encode(stored_calls),
-            PARITY: canonical(report.to_json()),
+            PARITY: canonical(report.timeless.to_json()),
         }
         artifact.write(path, manifest, files)
     return Compiled(path, report)
@@ -289,8 +339,21 @@ def _archive(loaded: Loaded, reference: Reference, folder: Path) -> Path | None:
     return path
 
 
+def _budget(precision: str | None, seconds: float | None) -> float | None:
+    """Return the seconds that a search may take, None where there is none."""
+    if precision != AUTO and seconds is not None:
+        raise UsageError("--budget is for --precision auto: nothing else searches")
+    if seconds is not None and not seconds > 0:
+        raise UsageError(f"--budget {seconds:g}: a search needs some time")
+    return None if precision != AUTO else auto.BUDGET if seconds is None else seconds
+
+
 def _check_precision(targets: Sequence[Target], precision: str | None) -> None:
-    wrong = [t for t in targets if precision and precision not in t.profile.precisions]
+    def known(target: Target) -> tuple[str, ...]:
+        named = target.profile.precisions
+        return (*named, AUTO) if "int8" in named else named
+
+    wrong = [t for t in targets if precision and precision not in known(t)]
     if wrong:
-        listed = "; ".join(f"{t.name} has {', '.join(t.profile.precisions)}" for t in wrong)
+        listed = "; ".join(f"{t.name} has {', '.join(known(t))}" for t in wrong)
         raise UsageError(f"precision {precision!r} is not available: {listed}")

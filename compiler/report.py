@@ -3,13 +3,14 @@
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from npuc.errors import ParityError
 from npuc.estimate import Estimate
 from npuc.metrics import Difference
+from npuc.mixed import Mixed
 from npuc.partition import HOST, Crossing
 from npuc.policy import Bar
 from npuc.text import size
@@ -61,6 +62,7 @@ class Report:
     placement: Mapping[str, str] = field(default_factory=dict)
     crossings: tuple[Crossing, ...] = ()
     estimate: Estimate | None = None
+    mixed: Mixed | None = None
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -77,6 +79,11 @@ class Report:
     def exit_code(self) -> int:
         """0, or the exit code of a parity failure."""
         return 0 if self.passed else ParityError.exit_code
+
+    @property
+    def timeless(self) -> "Report":
+        """The same without what a clock said: artifacts do not differ between runs."""
+        return self if self.mixed is None else replace(self, mixed=self.mixed.timeless)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report in JSON types (`SCHEMA`); every number that the table rounds."""
@@ -98,7 +105,7 @@ class Report:
         lines = _aligned([_HEADER, *(_cells(row) for row in self.rows)])
         lines.insert(1, "-" * max(map(len, lines)))
         about = [head, f"reference: {self.reference}", *_dims(self.dims), evidence]
-        about += [*self._host(), "", *lines]
+        about += [*(self.mixed.lines() if self.mixed else ()), *self._host(), "", *lines]
         about += ["", *(f"note: {note}" for note in self.notes)]
         about += _wrapped("not public: ", [f"{name} {text}" for name, text in self.assumed.items()])
         for row in self.rows:
@@ -143,8 +150,8 @@ def _remedy(row: Row) -> str:
     lowered = any(fault.startswith(LOWERED) for fault in row.faults)
     if not lowered and row.bar is not None and row.bar.sqnr_db is not None:
         return (
-            "try --observer entropy or mse, more --calibration data, --skip NODE for the worst "
-            "layers, or --precision float"
+            "try --precision auto, --observer entropy or mse, more --calibration data, "
+            "--skip NODE for the worst layers, or --precision float"
         )
     return "report this with the artifact: a step that should keep the answer did not"
 

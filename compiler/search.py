@@ -1,0 +1,264 @@
+"""Find the cheapest set of layers to keep in float so that an integer program meets a policy.
+
+What quantizing a layer adds to the error of the answer is nearly independent of the other layers:
+noise powers add. So every layer is measured alone, in one sweep, and the sum predicts the error of
+any set, scaled to what was measured last. Sets are chosen by noise saved per cost until
+the prediction holds, and accepted only where the measured answers do: first on calibration calls,
+then on the samples that the report is held to. From then on the search holds a valid best.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from npuc.mixed import End, Exempt, Mixed
+from npuc.prices import Layer
+from npuc.progress import Progress
+from npuc.sensitivity import Bench, Burden, Kept, OutOfTime
+
+MARGIN = 0.5
+"""dB above the policy that the search asks for. Lowering flips ties of the rounding, and an answer
+that is a hair above the bar would then be one below it: on the zoo's models flips move the SQNR by
+up to 0.3 dB. A policy that only leaves less room than this is met without a margin."""
+
+HOPE = 1.25
+"""How far above the limit a cheaper set's prediction may lie for it to be measured all the same:
+predictions are off by some ten percent, and a measurement is cheap against a layer in float."""
+
+
+@dataclass
+class Search:
+    """Searches one program's layers; `run` returns the best, whatever ends it.
+
+    `verify` says whether an assignment meets the policy plus some dB on the recorded samples.
+    `found` is told of a valid best at the end of a stage, so that it can be kept safe.
+    """
+
+    bench: Bench
+    layers: Sequence[Layer]
+    form: str
+    verify: Callable[[Kept, float], bool]
+    found: Callable[[Mixed], None]
+    progress: Progress
+    best: Kept | None = None
+    end: End = "going on"
+    note: str = ""
+    _margin: float = MARGIN
+    _alone: Mapping[str, Burden] = field(default_factory=dict)
+    _anchor: Kept = frozenset()
+    _refused: set[Kept] = field(default_factory=set)
+
+    def run(self) -> Mixed:
+        """Search until nothing is cheaper, the budget is spent or Ctrl-C is pressed."""
+        try:
+            self._search()
+            self.end = "complete"
+        except OutOfTime:
+            self.end = "out of time"
+        except KeyboardInterrupt:
+            self.end = "interrupted"
+        return self.result()
+
+    def result(self) -> Mixed:
+        """Describe the best so far: the cheapest valid one, else the one with the least error."""
+        bench = self.bench
+        best = self.best if self.best is not None else bench.least()
+        kept = [self._exempt(x, best) for x in self.layers if x.node in best]
+        return Mixed(
+            kept=tuple(sorted(kept, key=lambda item: -(item.db or 0.0))),
+            layers=len(self.layers),
+            operations=sum(layer.operations for layer in self.layers),
+            policy_db=bench.policy.sqnr_db,
+            plain_db=self._db(bench.known(frozenset())),
+            sqnr_db=self._db(bench.known(best)),
+            valid=self.best is not None,
+            end=self.end,
+            runs=bench.runs,
+            seconds=bench.clock.spent,
+            budget=bench.clock.budget,
+            note=self.note,
+        )
+
+    def _search(self) -> None:
+        none = frozenset[str]()
+        self.progress.stage("search: measure plain int8")
+        self.bench.measure(none)
+        if self._holds(none):
+            self._accept(none)
+            return
+        if not self.layers:
+            self.note = "no layer is quantized: there is nothing to keep in float"
+            return
+        if not self._start():
+            return
+        self._sweep()
+        self.progress.stage("search: choose layers")
+        self._climb(none)
+        self._improve()
+        self._explain()
+
+    def _start(self) -> bool:
+        """Begin with all layers in float; False where even that does not meet the policy."""
+        self.progress.stage(f"search: measure all layers in {self.form}")
+        self.bench.measure(self._every)
+        if not self._holds(self._every):
+            self._margin = 0.0
+            if not self._holds(self._every):
+                db = self._db(self.bench.known(self._every))
+                self.note = (
+                    f"the policy cannot be met: with all {len(self.layers)} layers in {self.form} "
+                    f"the SQNR is {db:.1f} dB on calibration calls"
+                )
+                return False
+            self.note = f"met without the usual margin of {MARGIN:g} dB"
+        self._accept(self._every)
+        self.found(self.result())
+        return True
+
+    def _sweep(self) -> None:
+        """Measure each layer alone, cheap ones first: those make the better exceptions."""
+        self.progress.stage(f"search: measure {len(self.layers)} layers, each alone")
+        cheap = sorted(self.layers, key=lambda layer: (layer.cost, layer.node))
+        names = [layer.node for layer in cheap]
+        alone = dict(self.bench.sweep(names, self.progress.advance))
+        left = [name for name in names if name not in alone]
+        seen = [sum(column) for column in zip(*alone.values(), strict=True)]
+        floats, plain = self._floats, self.bench.measure(frozenset())
+        seen = seen or [0.0] * len(plain)
+        # What was not measured is taken to be alike: it shares what noise is not accounted for.
+        rest = tuple(
+            max(0.0, p - f - s) / max(1, len(left))
+            for p, f, s in zip(plain, floats, seen, strict=True)
+        )
+        self._alone = alone | dict.fromkeys(left, rest)
+        if left:
+            self.note = f"there was time to measure {len(alone)} of {len(names)} layers"
+
+    def _climb(self, kept: Kept) -> None:
+        """Add layers until the measured answers hold."""
+        while True:
+            self._anchor = kept
+            self.bench.measure(kept)
+            more = self._cover(kept, self._limit)
+            if more is None or more == self._every:
+                return  # nothing but all layers meets it, which `_start` has accepted
+            if more == kept:  # it holds on these calls
+                if self._holds(kept):
+                    break
+                node = self._next(kept, 0.0)
+                if node is None:
+                    return
+                more = kept | {node}
+            kept = more
+        self._accept(kept)
+        self.found(self.result())
+
+    def _improve(self) -> None:
+        """Replace each layer, the dearest first, by cheaper ones or by none, while that holds."""
+        at = 0
+        while self.best is not None and at < len(self.best):
+            self._anchor = self.best
+            node = self._dearest(self.best)[at]
+            other = self._cover(self.best - {node}, HOPE * self._limit, frozenset({node}))
+            cheaper = other is not None and self._cost(other) < self._cost(self.best)
+            at = 0 if other is not None and cheaper and self._try(other) else at + 1
+
+    def _explain(self) -> None:
+        """Measure each layer's gain; one that turns out not to be needed is dropped."""
+        at = 0
+        while self.best is not None and at < len(self.best):
+            at = 0 if self._try(self.best - {self._dearest(self.best)[at]}) else at + 1
+
+    def _try(self, kept: Kept) -> bool:
+        if kept in self._refused:
+            return False
+        if max(self.bench.measure(kept), default=0.0) <= self._limit and self._holds(kept):
+            self._accept(kept)
+            return True
+        self._refused.add(kept)
+        return False
+
+    def _accept(self, kept: Kept) -> None:
+        self.best = kept
+        self.progress.stage(f"search: {len(kept)} of {len(self.layers)} layers in {self.form} hold")
+
+    def _holds(self, kept: Kept) -> bool:
+        return self.verify(kept, self._margin)
+
+    @property
+    def _every(self) -> Kept:
+        return frozenset(layer.node for layer in self.layers)
+
+    @property
+    def _floats(self) -> Burden:
+        return self.bench.measure(self._every)
+
+    @property
+    def _limit(self) -> float:
+        """The burden that the search allows: the policy's, less the margin."""
+        return float(10 ** (-self._margin / 10))
+
+    def _cover(self, kept: Kept, limit: float, banned: Kept = frozenset()) -> Kept | None:
+        """Add layers by gain per cost until the prediction holds; None where none can."""
+        while max(self._predict(kept), default=0.0) > limit:
+            node = self._next(kept, limit, banned)
+            if node is None:
+                return None
+            kept |= {node}
+        return kept
+
+    def _next(self, kept: Kept, limit: float, banned: Kept = frozenset()) -> str | None:
+        """Return the layer that saves most of what exceeds the limit, for its cost."""
+        before = _excess(self._predict(kept), limit)
+        gains = [
+            ((before - _excess(self._predict(kept | {x.node}), limit)) / x.cost, x.node)
+            for x in self.layers
+            if x.node not in kept and x.node not in banned
+        ]
+        gain, node = max(gains, default=(0.0, ""))
+        return node if gain > 0 else None
+
+    def _predict(self, kept: Kept) -> Burden:
+        """Predict a burden: that of floats, and what the quantized layers add.
+
+        Their sum is scaled so that it is right for the set that was measured last.
+        """
+        here, there = self._sum(kept), self._sum(self._anchor)
+        anchor, floats = self.bench.measure(self._anchor), self._floats
+        return tuple(
+            base + max(0.0, at - base) * (h / t if t > 0 else 1.0)
+            for base, at, h, t in zip(floats, anchor, here, there, strict=True)
+        )
+
+    def _sum(self, kept: Kept) -> Burden:
+        alone = [self._alone[name] for name in sorted(self._every - kept)]
+        return tuple(map(sum, zip(*alone, strict=True))) or (0.0,) * len(self._floats)
+
+    def _cost(self, kept: Kept) -> float:
+        return sum(layer.cost for layer in self.layers if layer.node in kept)
+
+    def _dearest(self, kept: Kept) -> list[str]:
+        some = [layer for layer in self.layers if layer.node in kept]
+        return [x.node for x in sorted(some, key=lambda layer: (-layer.cost, layer.node))]
+
+    def _exempt(self, layer: Layer, best: Kept) -> Exempt:
+        """Say what a layer of the best set gains: as measured without it, or as predicted."""
+        now, without = self.bench.known(best), self.bench.known(best - {layer.node})
+        measured = without is not None
+        if not measured and self._alone and self.bench.known(self._anchor):
+            without = self._predict(best - {layer.node})
+        if now is None or without is None or not max(now, default=0.0):
+            return Exempt(layer, self.form, None, False)
+        db = 10 * math.log10(max(without) / max(now)) if max(without) else 0.0
+        return Exempt(layer, self.form, db, measured)
+
+    def _db(self, found: Burden | None) -> float | None:
+        """Return the SQNR of the worst output, from the share of the policy it uses up."""
+        if found is None:
+            return None
+        worst = max(found, default=0.0)
+        return self.bench.policy.sqnr_db - 10 * math.log10(worst) if worst else math.inf
+
+
+def _excess(found: Burden, limit: float) -> float:
+    return sum(max(0.0, value - limit) for value in found)
