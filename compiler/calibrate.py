@@ -1,17 +1,17 @@
 """Run a program on samples and choose the range each tensor is quantized over."""
 
 import json
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from npuc.errors import ArtifactError, ParityError, UsageError
+from npuc.checkpoint import Checkpoint
+from npuc.errors import ArtifactError
 from npuc.observers import Observer
 from npuc.passes.graphs import infer_types
 from npuc.passes.qdq.sites import observed
 from npuc.profile import IntScheme
 from npuc.program import Program, Tensors
-from npuc.taps import Taps
+from npuc.streaming import stream
 from npuc.thresholds import Range, method
 
 FORMAT = "npuc-ranges-1"
@@ -75,6 +75,8 @@ def collect(
     *,
     observer: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    forecast: Callable[[str], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Ranges:
     """Observe every tensor that `scheme` quantizes, one sample at a time, in one pass.
 
@@ -91,21 +93,9 @@ def collect(
     infer_types(copy.model)
     names = observed(copy.model, scheme)
     watching = {tensor: Observer(chosen.bins) for tensor in names}
-    run = Taps(copy, names)
-    total, done = operator.length_hint(samples, 0), 0
-    for sample in samples:
-        values = run(sample, done)
-        for tensor, seen in watching.items():
-            if not seen.see(values.pop(tensor)):
-                raise ParityError(
-                    f"tensor {tensor!r} holds NaN or Inf on calibration sample {done}",
-                    hint="check that sample, and the original model on it",
-                )
-        done += 1
-        if progress is not None:
-            progress(done, total)
-    if done == 0:
-        raise UsageError("no calibration samples", hint="save some with the model, or give --calib")
+    done = stream(
+        copy, samples, watching, progress=progress, forecast=forecast, checkpoint=checkpoint
+    )
     watched = {t: seen for t, seen in watching.items() if seen.low <= seen.high}
     return Ranges(
         {t: chosen.choose(seen, scheme) for t, seen in watched.items()},

@@ -1,16 +1,16 @@
 """What each channel of a tensor holds over the calibration samples: peak, ends, mean, power."""
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from npuc.errors import ParityError, UsageError
+from npuc.checkpoint import Checkpoint
+from npuc.errors import UsageError
 from npuc.program import Program, Tensors
-from npuc.taps import Taps
+from npuc.streaming import stream
 
 Array = np.ndarray[Any, Any]
 
@@ -53,27 +53,57 @@ class ChannelObserver:
         Raises `UsageError` where the array has no such axis, or another number of channels than
         the arrays before.
         """
+        found = self.digest(values)
+        if found is None:
+            return False
+        self.merge(found)
+        return True
+
+    def digest(self, values: Array) -> "ChannelObserver | None":
+        """Return an observer of one array alone; None where it has NaN or Inf."""
         if missing := [axis for axis in self.axes if not -values.ndim <= axis < values.ndim]:
             raise UsageError(f"a tensor of shape {values.shape} has no axis {missing[0]}")
         channels = math.prod(values.shape[axis] for axis in self.axes)
-        if self._sums and channels != self._sums[0].size:
-            raise UsageError(
-                f"axes {self.axes}: {channels} channels; before it had {self._sums[0].size}"
-            )
         first = np.moveaxis(values, self.axes, range(len(self.axes)))
         rows = first.reshape(channels, -1 if values.size else 0)
+        found = ChannelObserver(*self.axes)
         if rows.size == 0:
-            return True
+            return found
         low, high = rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
-            return False
-        sums = [rows.sum(axis=1, dtype=np.float64), _squares(rows)]
-        if self._sums:
+            return None
+        found.count, found._ends = rows.shape[1], [low, high]
+        found._sums = [rows.sum(axis=1, dtype=np.float64), _squares(rows)]
+        return found
+
+    def merge(self, other: "ChannelObserver") -> None:
+        """Take in all that another observer saw, after what this one saw.
+
+        Raises `UsageError` where it saw another number of channels.
+        """
+        if not other.count:
+            return
+        low, high, *sums = *other._ends, *other._sums
+        if self.count:
+            if low.size != self._ends[0].size:
+                raise UsageError(
+                    f"axes {self.axes}: {low.size} channels; before it had {self._ends[0].size}"
+                )
             low, high = np.minimum(low, self._ends[0]), np.maximum(high, self._ends[1])
             sums = [old + new for old, new in zip(self._sums, sums, strict=True)]
         self._ends, self._sums = [low, high], sums
-        self.count += rows.shape[1]
-        return True
+        self.count += other.count
+
+    def state(self) -> Mapping[str, Array]:
+        """Return all that was seen, as arrays."""
+        rows = np.stack([*self._ends, *self._sums]) if self.count else np.zeros((4, 0))
+        return {"rows": rows, "count": np.array([self.count])}
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Go on from what `state` returned."""
+        self.count = int(state["count"][0])
+        rows = list(state["rows"]) if self.count else []
+        self._ends, self._sums = rows[:2], rows[2:]
 
     def statistics(self) -> ChannelStatistics | None:
         """Return what was seen; None where no value was."""
@@ -90,6 +120,7 @@ def collect(
     axes: Mapping[str, int | tuple[int, ...]],
     *,
     progress: Callable[[int, int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, ChannelStatistics]:
     """Observe the channels of tensors: name → axis or axes of its channels (negative from the end).
 
@@ -100,25 +131,11 @@ def collect(
     Raises `UsageError` without samples, for a name or axis there is not, or a sample that lacks
     an input; `ParityError` where a tensor holds NaN or Inf, or ONNX Runtime fails.
     """
-    run = Taps(program, tuple(axes))
     watching = {
         name: ChannelObserver(*((along,) if isinstance(along, int) else along))
         for name, along in axes.items()
     }
-    total, done = operator.length_hint(samples, 0), 0
-    for sample in samples:
-        values = run(sample, done)
-        for name, seen in watching.items():
-            if not seen.see(values.pop(name)):
-                raise ParityError(
-                    f"tensor {name!r} holds NaN or Inf on calibration sample {done}",
-                    hint="check that sample, and the original model on it",
-                )
-        done += 1
-        if progress is not None:
-            progress(done, total)
-    if done == 0:
-        raise UsageError("no calibration samples", hint="save some with the model, or give --calib")
+    stream(program, samples, watching, progress=progress, checkpoint=checkpoint)
     found = {name: seen.statistics() for name, seen in watching.items()}
     return {name: stats for name, stats in found.items() if stats is not None}
 

@@ -15,7 +15,7 @@ LAYERS = (
     "program profile facts atomic outputs members manifest pickles zips sniff pt2 hazards",
     "metrics runners inputs onnx_file signature partition source_lines nodes",
     "passes features legality ledger remedies",
-    "taps channel_stats observers thresholds calibrate quantization capture torchscript weights calls floors "
+    "taps channel_stats side_by_side codings culprits layers layers_text observers thresholds calibrate quantization capture torchscript weights calls floors "
     "answers record reference samples stored artifact models estimate",
     "targets",
     "plugins load export policy",
