@@ -1,9 +1,9 @@
-"""`--precision auto`: search for the cheapest layers to keep in float, held to what the report is."""
+"""`--precision auto`: keep in float what a policy needs, held to the bars of the report."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from npuc import prices
+from npuc import prices, source_lines
 from npuc.metrics import differences
 from npuc.mixed import Mixed
 from npuc.passes.base import Pass, run
@@ -36,7 +36,8 @@ def find(
     clock = Clock(budget)
     integers = quantizer.program()
     bench = Bench(quantizer, numerics, quantizer.calls, validator.policy, clock)
-    layers = prices.layers(quantizer.prepared, integers, quantizer.profile)
+    places = source_lines.known(validator.exported.model)
+    layers = prices.layers(quantizer.prepared, integers, quantizer.profile, places)
     judge = _Judge(bench, validator)
     form = prices.form(quantizer.profile)
     return Search(bench, layers, form, judge.holds, found, progress).run()

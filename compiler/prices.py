@@ -11,7 +11,7 @@ from npuc.passes.qdq.results import absorbed, listed
 from npuc.passes.qdq.sites import dequantized
 from npuc.profile import IntScheme, Profile
 from npuc.program import Program
-from npuc.source_lines import line, module
+from npuc.source_lines import line, module, restore
 
 FORMS: Mapping[str, str] = {"e8m7": "bf16", "e5m10": "fp16"}
 """What people call float formats."""
@@ -51,7 +51,9 @@ class Layer:
     @property
     def price(self) -> str:
         """Say what float costs."""
-        return f"+{self.share:.1%} estimated time" if self.timed else f"{self.share:.1%} of its work"
+        return (
+            f"+{self.share:.1%} estimated time" if self.timed else f"{self.share:.1%} of the work"
+        )
 
 
 def form(profile: Profile) -> str:
@@ -60,16 +62,23 @@ def form(profile: Profile) -> str:
     return FORMS.get(formats[0].name, formats[0].name) if formats else "float32"
 
 
-def layers(floats: Program, integers: Program, profile: Profile) -> tuple[Layer, ...]:
+def layers(
+    floats: Program,
+    integers: Program,
+    profile: Profile,
+    places: Mapping[str, tuple[str, str]] | None = None,
+) -> tuple[Layer, ...]:
     """List the layers that an integer program quantizes, with what each costs in float.
 
-    `floats` is the program that `integers` was made of.
+    `floats` is the program that `integers` was made of; `places` is what `source_lines.known` says
+    of the model before passes.
     """
     scheme = profile.int_scheme
     if scheme is None:
         return ()
     copy = floats.clone()
     infer_types(copy.model)
+    restore(copy.model, places or {})
     names = set(quantized(integers.model, scheme))
     nodes = {label(node): node for node in copy.model.graph if node.name in names}
     int8, real = (estimate(copy, profile, name) for name in ("int8", "float"))
@@ -88,9 +97,9 @@ def quantized(model: ir.Model, scheme: IntScheme) -> Iterable[str]:
     """Name the nodes of an integer program that compute on codes, without what belongs to them."""
     ops, parts = listed(scheme), absorbed(model, scheme)
     for node in model.graph:
-        if node.domain == "" and node.op_type in ops and node not in parts and node.name:
-            if any(map(dequantized, node.inputs)):
-                yield node.name
+        known = node.domain == "" and node.op_type in ops and node not in parts
+        if known and node.name and any(map(dequantized, node.inputs)):
+            yield node.name
 
 
 def _shares(int8: Estimate, real: Estimate) -> tuple[dict[str, float], bool]:
