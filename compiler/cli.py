@@ -7,7 +7,7 @@ imports what it needs when it runs.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,6 +28,9 @@ from npuc.options import (
     target_names,
     targets_option,
 )
+
+if TYPE_CHECKING:
+    from npuc.report import Report
 
 _EPILOG = """\b
 Exit codes: 0 passed · 2 usage · 3 load or export · 4 pass or unsupported operator ·
@@ -111,6 +114,10 @@ def cli() -> None:
 )
 @min_sqnr
 @click.option("--skip", multiple=True, metavar="NODE", help="Leave this node in float.")
+@click.option(
+    "--no-equalize", "equalize", flag_value=False, default=True,
+    help="Quantize the channels as they are, without evening out their ranges first.",
+)
 @click.option("--dump", type=FILE, metavar="FOLDER", help="Write the program after every pass.")
 @click.option(
     "--timeout",
@@ -120,13 +127,18 @@ def cli() -> None:
     metavar="SECONDS",
     help="Limit for each external tool.",
 )
-@click.option("--html", type=FILE, help="Write one page on all targets to this file.")
+@click.option("--layers", is_flag=True, help="Show what each layer loses, and where most is born.")
+@click.option(
+    "--html",
+    type=FILE,
+    help="Write a page to this file: of one target with its layers, or of several side by side.",
+)
 @as_json_option
 @quiet_option
 def compile_verb(
     model_file: str, targets: tuple[str, ...], output: Path | None, dims: tuple[str, ...],
     fallback: str | None, vendor: Any, min_sqnr: float, html: Path | None, as_json: bool,
-    quiet: bool, budget: str | None, **options: Any,
+    quiet: bool, budget: str | None, layers: bool, **options: Any,
 ) -> int:  # fmt: skip
     """Compile MODEL (a file, or zoo:NAME) and compare every step with the original."""
     from npuc import outputs, pipeline
@@ -141,24 +153,38 @@ def compile_verb(
         done = pipeline.compile(
             model_file, target=names, output=output, dims=sizes(dims), fallback=fallback or "",
             vendor=vendor or "use", policy=Policy(sqnr_db=min_sqnr), progress=shown,
-            failed=failed, budget=None if budget is None else seconds(budget), **options,
+            failed=failed, budget=None if budget is None else seconds(budget),
+            layers=layers or (html is not None and len(names) == 1), **options,
         )  # fmt: skip
     if html:
-        from npuc import matrix
-
-        outputs.text(
-            html, matrix.page([c.report for c in done], {n: e.message for n, e in failures.items()})
-        )
+        outputs.text(html, _page([c.report for c in done], failures, len(names) == 1))
     if as_json:
         data = [{"artifact": str(c.artifact_path), **c.report.to_json()} for c in done]
         errors = {name: {"exit_code": e.exit_code, "error": str(e)} for name, e in failures.items()}
         json_out({"compiled": data} | ({"failed": errors} if errors else {}))
     else:
-        out("\n\n".join(f"{c.report.table()}\n→ {c.artifact_path}" for c in done))
+        texts = [f"{c.report.table()}\n→ {c.artifact_path}" for c in done]
+        if layers:
+            from npuc import layers_text
+
+            found = [layers_text.table(c.report.layers) for c in done]
+            texts = [f"{text}\n\n{table}" for text, table in zip(texts, found, strict=True)]
+        out("\n\n".join(texts))
     for name, error in failures.items():
         complain(f"target {name}: {error}")
     codes = [*(c.report.exit_code for c in done), *(e.exit_code for e in failures.values())]
     return max(codes, default=0)
+
+
+def _page(reports: "Sequence[Report]", failures: dict[str, NpucError], alone: bool) -> str:
+    """Return the page of one target, or that of several and of those that failed."""
+    if alone:
+        from npuc.page import page
+
+        return page(reports[0])
+    from npuc import matrix
+
+    return matrix.page(reports, {name: error.message for name, error in failures.items()})
 
 
 @cli.command("check", short_help="Say what a target would not run, without compiling.")

@@ -10,12 +10,14 @@ from npuc import (
     artifact,
     auto,
     estimate,
+    layers,
     originals,
     outputs,
     partition,
     plugins,
     recheck,
     record,
+    source_lines,
     stored,
 )
 from npuc import samples as sampling
@@ -83,6 +85,7 @@ class _Job:
     archive: Path | None
     placing: Placing
     budget: float | None = None
+    layers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,8 @@ def compile(
     on_target: Sequence[str] = (),
     vendor: Literal["use", "require", "skip"] = "use",
     skip: Sequence[str] = (),
+    equalize: bool = True,
+    layers: bool = False,
     dump: str | Path | None = None,
     timeout: float = 3600.0,
     policy: Policy | None = None,
@@ -134,6 +139,7 @@ def compile(
     calls (input name → array); by default what was recorded with the model. `dims` gives dynamic
     dimensions their size, by default that of the first sample. What a device cannot run stays on
     its host, unless `host` is False; `on_target` says what must not (``Conv,MatMul=all``).
+    With `layers` every report says what each layer loses (`npuc.layers`), which takes some runs.
     `budget` is how many seconds precision "auto" may search for each target, by default 300.
     Artifacts are written even where the report fails. Raises `NpucError`; parity is not raised
     but reported, unless a step that must keep the answer changed it. With `failed` one target's
@@ -171,11 +177,12 @@ def compile(
 
     with tempfile.TemporaryDirectory(prefix="npuc-") as work:
         takes_torch = any("torch" in t.profile.get("compiler.inputs", ()) for t in targets)
-        choices = Choices(observer, tuple(skip))
+        choices = Choices(observer, tuple(skip), equalize)
         job = _Job(
             str(label), program, validator, precision, choices, options, shown,
             None if dump is None else Path(dump), bound,
             _archive(loaded, reference, Path(work)) if takes_torch else None, wanted, budget,
+            layers,
         )  # fmt: skip
         return list(_each(zip(targets, paths, strict=True), job, failed))
 
@@ -219,7 +226,7 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
         return _finish(job, placed, validator, quantizer)
 
     def keep(found: Mixed) -> None:  # whatever ends the search, there is an artifact
-        quick = replace(job, dump=None, lowering=replace(job.lowering, vendor="skip"))
+        quick = replace(job, dump=None, lowering=replace(job.lowering, vendor="skip"), layers=False)
         _finish(quick, placed, validator, quantizer, found)
 
     mixed = auto.find(quantizer, numerics, validator, job.budget, keep, shown)
@@ -275,7 +282,29 @@ def _finish(
             PARITY: canonical(report.timeless.to_json()),
         }
         artifact.write(path, manifest, files)
+    if job.layers:  # not in the artifact, which is the same whether anyone looked or not
+        shown.stage("measure layers")
+        report = replace(report, layers=_layers(at, quantized, program, validator, quantizer))
     return Compiled(path, report)
+
+
+def _layers(
+    at: _Placed,
+    quantized: Program,
+    program: Program,
+    validator: Validator,
+    quantizer: Quantizer | None,
+) -> layers.Layers:
+    """Compare what runs with the float program, on what the report's numbers are of."""
+    samples = validator.reference.samples[: layers.CALLS]
+    calls = _parts(samples, at.program, validator.exported)[: layers.CALLS]
+    places = source_lines.known(validator.exported.model)
+    if quantizer is None:
+        return layers.measure(at.program, program, calls, places=places)
+    return layers.measure(
+        at.program, quantized, calls, device=program if at.numerics else None,
+        observer=quantizer.ranges.observer, places=places,
+    )  # fmt: skip
 
 
 def prepare(target: Target) -> tuple[Pass, ...]:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from npuc import calibrate
+from npuc import calibrate, channel_stats
 from npuc.calibrate import Ranges
 from npuc.errors import UsageError
 from npuc.passes.base import Watch, run
+from npuc.passes.equalize import Equalize, observed
 from npuc.passes.quantize import Quantize
 from npuc.profile import IntScheme, Profile
 from npuc.program import Program, Tensors
@@ -25,6 +26,7 @@ class Choices:
 
     observer: str | None = None
     skip: tuple[str, ...] = ()
+    equalize: bool = True
 
 
 class Quantizer:
@@ -60,7 +62,13 @@ class Quantizer:
     @cached_property
     def prepared(self) -> Program:
         """The float program as it is quantized: the same function, with kinder ranges."""
-        return self.original
+        program = self.original
+        if not self.choices.equalize or not (axes := observed(program.model.clone(), self.scheme)):
+            return program
+        self.progress.stage(f"observe channels for {self.profile.name}")
+        seen = channel_stats.collect(program, self.calls, axes, progress=self.progress.advance)
+        self.progress.stage(Equalize.name)
+        return run(program, [Equalize(seen)], self.profile, self.watch)
 
     @cached_property
     def ranges(self) -> Ranges:

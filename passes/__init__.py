@@ -94,6 +94,7 @@ def catalogue() -> Mapping[str, type[Pass]]:
     from npuc.passes.decompose import Decompose
     from npuc.passes.decompose_rnn import DecomposeRnn
     from npuc.passes.drop_unused import DropUnused
+    from npuc.passes.equalize import Equalize
     from npuc.passes.fix_shapes import FixShapes
     from npuc.passes.fold_batchnorm import FoldBatchNorm
     from npuc.passes.fold_constants import FoldConstants
@@ -112,6 +113,7 @@ def catalogue() -> Mapping[str, type[Pass]]:
         Decompose,
         DecomposeRnn,
         DropUnused,
+        Equalize,
         FixShapes,
         FoldBatchNorm,
         FoldConstants,

@@ -1,0 +1,1 @@
+"""Moving factors between the channels of neighbouring operators without changing the function."""

@@ -1,0 +1,84 @@
+"""Even out the ranges of channels that share a scale, without changing the function."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from npuc.errors import PassError
+from npuc.passes.base import Pass, Result
+from npuc.passes.equalization.channels import Absorbed, trace
+from npuc.passes.equalization.choose import choose
+from npuc.passes.equalization.noise import Statistics, axes_of, terms
+from npuc.passes.equalization.rules import RULES
+from npuc.passes.graphs import Names, constant, drop_if_unused, infer_types, initializer
+from npuc.profile import IntScheme, Profile
+
+Array = np.ndarray[Any, Any]
+
+NEAR = 1e-3
+"""Factors that differ from 1 by less change nothing that eight bits could show."""
+
+
+@dataclass(frozen=True)
+class Equalize(Pass):
+    """Conv(w, b) → Relu → Conv(v)  ⇒  Conv(w/s, b/s) → Relu → Conv(v·s), a factor s per channel.
+
+    Factors go from what can give them (the outputs of Conv, Gemm and MatMul with constant
+    weights, scale and offset of a normalization, a constant vector that multiplies) through what
+    is homogeneous (Relu, pooling, residual sums, reshapes, attention) to weights that can take
+    them. Channels that a sum or a Concat ties together have one factor; those of queries and keys
+    are each other's inverse. `statistics` are those of the tensors that `observed` names.
+
+    Refuses: what enters a clamp at a value other than zero; a large weight that several operators
+    share. Leaves alone all that no rule is known for.
+    """
+
+    name: ClassVar[str] = "equalize"
+    optional: ClassVar[bool] = True
+
+    statistics: Mapping[str, Statistics] = field(repr=False)
+
+    def apply(self, model: ir.Model, profile: Profile) -> Result:
+        """Rewrite constants in place; `changes` counts them."""
+        scheme = profile.int_scheme
+        if scheme is None:
+            raise PassError(f"target {profile.name!r} has no integer scheme")
+        infer_types(model)
+        channels = trace(model, RULES)
+        roots, signs = channels.variables.resolved()
+        found = terms(model, channels, scheme, self.statistics)
+        logs = choose(found, roots.size, scheme)[roots] * signs
+        changes = _apply(model, channels.absorbed, logs)
+        return Result(changes, tuple(dict.fromkeys(channels.refusals)))
+
+
+def observed(model: ir.Model, scheme: IntScheme) -> dict[str, tuple[int, ...]]:
+    """Return the tensors that `Equalize` needs to know, with the axes of their channels."""
+    infer_types(model)
+    return axes_of(model, trace(model, RULES), scheme)
+
+
+def _apply(model: ir.Model, absorbed: list[Absorbed], logs: Array) -> int:
+    names = Names(model)
+    changed: dict[tuple[ir.Node, int], Array] = {}
+    for item in absorbed:
+        factor = item.sign * logs[item.ids]
+        if np.abs(factor).max(initial=0.0) > NEAR:
+            key = (item.node, item.index)
+            before = changed.get(key, np.zeros((1,) * factor.ndim))
+            changed[key] = before + factor
+    for (node, index), factor in changed.items():
+        value = node.inputs[index]
+        array = constant(value)
+        assert value is not None and array is not None
+        scaled = (array.astype(np.float64) * np.exp(factor)).astype(np.float32)
+        while scaled.ndim > array.ndim and scaled.shape[0] == 1:
+            scaled = scaled[0]
+        graph = model.graph
+        new = initializer(graph, names.new(f"{value.name}_equalized"), scaled)
+        node.replace_input_with(index, new)
+        drop_if_unused(value)
+    return len(changed)
