@@ -7,7 +7,7 @@ imports what it needs when it runs.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -28,9 +28,6 @@ from npuc.options import (
     target_names,
     targets_option,
 )
-
-if TYPE_CHECKING:
-    from npuc.report import Report
 
 _EPILOG = """\b
 Exit codes: 0 passed · 2 usage · 3 load or export · 4 pass or unsupported operator ·
@@ -157,34 +154,24 @@ def compile_verb(
             layers=layers or (html is not None and len(names) == 1), **options,
         )  # fmt: skip
     if html:
-        outputs.text(html, _page([c.report for c in done], failures, len(names) == 1))
+        from npuc import page
+
+        reports = [c.report for c in done]
+        outputs.text(html, page.fitting(reports, {n: e.message for n, e in failures.items()}))
     if as_json:
         data = [{"artifact": str(c.artifact_path), **c.report.to_json()} for c in done]
         errors = {name: {"exit_code": e.exit_code, "error": str(e)} for name, e in failures.items()}
         json_out({"compiled": data} | ({"failed": errors} if errors else {}))
     else:
-        texts = [f"{c.report.table()}\n→ {c.artifact_path}" for c in done]
-        if layers:
-            from npuc import layers_text
+        from npuc import layers_text
 
-            found = [layers_text.table(c.report.layers) for c in done]
-            texts = [f"{text}\n\n{table}" for text, table in zip(texts, found, strict=True)]
-        out("\n\n".join(texts))
+        texts = [f"{c.report.table()}\n→ {c.artifact_path}" for c in done]
+        found = [f"\n\n{layers_text.table(c.report.layers)}" if layers else "" for c in done]
+        out("\n\n".join(map("".join, zip(texts, found, strict=True))))
     for name, error in failures.items():
         complain(f"target {name}: {error}")
     codes = [*(c.report.exit_code for c in done), *(e.exit_code for e in failures.values())]
     return max(codes, default=0)
-
-
-def _page(reports: "Sequence[Report]", failures: dict[str, NpucError], alone: bool) -> str:
-    """Return the page of one target, or that of several and of those that failed."""
-    if alone:
-        from npuc.page import page
-
-        return page(reports[0])
-    from npuc import matrix
-
-    return matrix.page(reports, {name: error.message for name, error in failures.items()})
 
 
 @cli.command("check", short_help="Say what a target would not run, without compiling.")

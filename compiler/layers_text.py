@@ -28,7 +28,7 @@ _NUMBERS = frozenset({"accumulated", "born here", "on device", "clipped"})
 def table(found: Layers | None) -> str:
     """Return the table of quantized layers in graph order, the worst of them, and the finding."""
     if found is None:
-        return "layers: nothing was quantized or rounded, so nothing is lost in any of them"
+        return "layers: not measured: there is no float program to compare with"
     rows = [layer for layer in found.layers if layer.born is not None or layer.output]
     device = any(layer.device is not None for layer in rows)
     other = len(found.layers) - len(rows)
@@ -41,7 +41,7 @@ def table(found: Layers | None) -> str:
         *_worst(found),
         "",
         *textwrap.wrap(finding(found), 100, subsequent_indent="  ", break_on_hyphens=False),
-        *([f"→ try {tried}"] if (tried := advice(found)) else []),
+        *([f"→ try {', '.join(tried)}"] if (tried := advice(found)) else []),
     ]
     return "\n".join(lines)
 
@@ -73,20 +73,20 @@ def _helps(culprit: Culprit, found: Layers) -> bool:
     return math.isnan(found.output) or culprit.restored >= found.output + GAIN
 
 
-def advice(found: Layers) -> str:
-    """Return the options to try next, "" where there is nothing to try."""
+def advice(found: Layers) -> tuple[str, str] | None:
+    """Return the option to try next and why, or None where there is nothing to try."""
     culprit = largest(found)
     if culprit is None or not found.observer:
-        return ""
+        return None
     layer = found.find(culprit.tensor)
     clipped = any(found.coded[r].clipped > CLIPPED for r in layer.reads if r in found.coded)
     if clipped and found.observer != "min-max":
-        return "--observer min-max: the range was cut on purpose, and too far"
+        return "--observer min-max", "which cuts nothing off that calibration saw"
     if clipped:
-        return "--calibration with data like these samples, which go beyond what it saw"
+        return "--calibration FILE", "with data like these samples: they go beyond what it saw"
     if layer.node and _helps(culprit, found):
-        return f"--skip {shlex.quote(layer.node)}"
-    return "--precision auto, which finds the layers that must stay in float"
+        return f"--skip {shlex.quote(layer.node)}", "which leaves it in float"
+    return "--precision auto", "which finds the layers that must stay in float"
 
 
 def decibels(value: float | None) -> str:

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from npuc.errors import ParityError
 from npuc.estimate import Estimate
@@ -14,6 +14,9 @@ from npuc.mixed import Mixed
 from npuc.partition import HOST, Crossing
 from npuc.policy import Bar
 from npuc.text import size
+
+if TYPE_CHECKING:
+    from npuc.layers import Layers
 
 SCHEMA = "npuc-report-1"
 
@@ -63,6 +66,7 @@ class Report:
     crossings: tuple[Crossing, ...] = ()
     estimate: Estimate | None = None
     mixed: Mixed | None = None
+    layers: "Layers | None" = None
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
 
     @property

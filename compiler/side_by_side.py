@@ -46,7 +46,7 @@ class Totals:
     highs: Array
 
     def decibels(self, place: tuple[int, int]) -> float:
-        """SQNR in dB of what `SideBySide.noise` summed; NaN where the noise is, -Inf where it is Inf."""
+        """SQNR in dB of what `SideBySide.noise` summed; NaN or -Inf where that is NaN or Inf."""
         signal, noise = (float(self.sums[at]) for at in place)
         if math.isnan(noise):
             return math.nan

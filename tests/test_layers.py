@@ -11,15 +11,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = (
-    "errors archive grown jsonable progress quiet rnn_shapes text",
+    "errors archive drawing grown jsonable progress quiet rnn_shapes text",
     "program profile facts atomic outputs members manifest pickles zips sniff pt2 hazards",
     "metrics runners inputs onnx_file signature partition source_lines nodes",
     "passes features legality ledger remedies",
-    "taps channel_stats side_by_side codings culprits layers layers_text observers thresholds calibrate quantization capture torchscript weights calls floors "
+    "side_by_side codings culprits layers layers_text "
+    "taps channel_stats observers thresholds calibrate quantization capture torchscript weights calls floors "
     "answers record reference samples stored artifact models estimate",
     "targets",
     "plugins load export policy",
     "originals pipeline recheck validate report execute look matrix "
+    "layers_html page sections "
     "auto mixed prices search sensitivity",
     "installing toolchains check check_text estimates doctor listing console options cli __main__",
 )

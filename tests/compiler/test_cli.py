@@ -136,7 +136,7 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     options = "--precision int8 --dim n=1 --dim s=12 --input x:1x3:float32 --model a.b:c --eval"
     options += " --model-path src --calibration c --samples s --observer mse --opset 18 --skip n1"
     options += " --cpu aarch64 --fallback ort --require-vendor --dump d --timeout 9 --trust-pickle"
-    options += " --min-sqnr 25 --no-fallback --on-target Conv=all"
+    options += " --min-sqnr 25 --no-fallback --on-target Conv=all --layers"
     words = ["compile", "m.pt", "-t", "cpu,atom", "--target", "cpu", *options.split(), "-q"]
     assert main(words) == 0
     ((args, kwargs),) = calls
@@ -166,6 +166,7 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "dump": Path("d"),
         "timeout": 9.0,
         "policy": Policy(sqnr_db=25.0),
+        "layers": True,
     }
 
 
