@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from npuc.load import load
     from npuc.pipeline import compile, verify
     from npuc.reference import save
+    from npuc.simulate import simulate
 
     __version__: str
 
@@ -41,6 +42,7 @@ __all__ = [
     "compile",
     "load",
     "save",
+    "simulate",
     "verify",
 ]
 
@@ -48,6 +50,7 @@ _HOMES = {
     "compile": "npuc.pipeline",
     "load": "npuc.load",
     "save": "npuc.reference",
+    "simulate": "npuc.simulate",
     "verify": "npuc.pipeline",
 }
 
