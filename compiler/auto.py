@@ -1,7 +1,6 @@
 """`--precision auto`: keep in float what a policy needs, held to the bars of the report."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from npuc import prices, source_lines
 from npuc.metrics import differences
@@ -12,7 +11,7 @@ from npuc.progress import Progress
 from npuc.quantization import Quantizer
 from npuc.runners import OnnxRunner
 from npuc.search import Search
-from npuc.sensitivity import Bench, Clock, Kept
+from npuc.sensitivity import Bench, Burden, Clock, Kept, burden
 from npuc.validate import CALLS, Validator
 
 BUDGET = 300.0
@@ -29,7 +28,8 @@ def find(
 ) -> Mixed:
     """Search for `budget` seconds at most; returns the cheapest valid assignment, or the best.
 
-    Measures on calibration calls, and accepts what also meets the policy on the recorded samples.
+    Measures on calibration calls, and accepts what also meets the policy on the recorded samples,
+    at every step that the report holds to it.
     `found` is called with a valid assignment at the end of each stage. The last measurement may
     end after the budget does; Ctrl-C ends the search, not the compile.
     """
@@ -40,17 +40,21 @@ def find(
     layers = prices.layers(quantizer.prepared, integers, quantizer.profile, places)
     judge = _Judge(bench, validator)
     form = prices.form(quantizer.profile)
-    return Search(bench, layers, form, judge.holds, found, progress).run()
+    return Search(bench, layers, form, judge, found, progress).run()
 
 
 class _Judge:
-    """Says whether an assignment would pass the report's own bars, with some dB to spare."""
+    """Measures an assignment as the report does."""
 
     def __init__(self, bench: Bench, validator: Validator) -> None:
         self._bench, self._validator = bench, validator
 
-    def holds(self, kept: Kept, margin: float) -> bool:
-        """Run it on the recorded samples: every step on the first ones, the last on all."""
+    def __call__(self, kept: Kept) -> Burden:
+        """Run it on the recorded samples: every step on the first ones, the last on all.
+
+        Returns each output's largest burden. Cosine needs no look: at an SQNR of 10·log10(1/p) it
+        is at least √(1 - p), which is more than the policy's 1 - p.
+        """
         programs = [self._bench.program(kept)]
         run(
             programs[0], self._bench.numerics, self._bench.quantizer.profile,
@@ -58,9 +62,8 @@ class _Judge:
         )  # fmt: skip
         calls = len(self._validator.reference.samples)
         last = self._answers(programs[-1], calls)
-        if not self._passes(last, margin) or not self._passes(last[:CALLS], margin):
-            return False
-        return all(self._passes(self._answers(p, CALLS), margin) for p in programs[:-1])
+        steps = [last, last[:CALLS], *(self._answers(p, CALLS) for p in programs[:-1])]
+        return tuple(map(max, zip(*map(self._burden, steps), strict=True)))
 
     def _answers(self, program: Program, count: int) -> list[Tensors]:
         runner = OnnxRunner(program, "candidate")
@@ -71,8 +74,7 @@ class _Judge:
             answers += self._validator.answers(runner, program, [call])
         return answers
 
-    def _passes(self, answers: Sequence[Tensors], margin: float) -> bool:
-        validator = self._validator
-        policy = replace(validator.policy, sqnr_db=validator.policy.sqnr_db + margin)
-        expected = validator.reference.outputs[: len(answers)]
-        return not policy.loss().faults(differences(expected, answers, validator.ties))
+    def _burden(self, answers: Sequence[Tensors]) -> Burden:
+        expected = self._validator.reference.outputs[: len(answers)]
+        found = differences(expected, answers, self._validator.ties)
+        return burden(found, self._validator.policy)

@@ -42,7 +42,9 @@ class Exempt:
 class Mixed:
     """What the search found. `layers` and `operations` count what could be integers; `kept` lists
     what stays in float, largest gain first. `valid` says that the policy held when it was measured.
-    `seconds` is None in what must not differ between runs."""
+    SQNRs are of the worst output at the worst step that the report holds to the policy, or on
+    calibration calls where that was not measured. `seconds` is None in what must not differ
+    between runs."""
 
     kept: tuple[Exempt, ...]
     layers: int
@@ -78,8 +80,8 @@ class Mixed:
         time = "" if self.seconds is None else f" in {self.seconds:.1f} s"
         head = (
             f"mixed precision: {count} ({self.share:.1%} of their operations); "
-            f"on calibration calls {_spelled(self.plain_db)} without, "
-            f"{_spelled(self.sqnr_db)} with; {self.runs} programs measured{time}"
+            f"{_spelled(self.plain_db)} without, {_spelled(self.sqnr_db)} with; "
+            f"{self.runs} programs measured{time}"
         )
         shown = [item.text for item in self.kept[:SHOWN]]
         more = len(self.kept) - len(shown)

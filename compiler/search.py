@@ -30,14 +30,15 @@ predictions are off by some ten percent, and a measurement is cheap against a la
 class Search:
     """Searches one program's layers; `run` returns the best, whatever ends it.
 
-    `verify` says whether an assignment meets the policy plus some dB on the recorded samples.
-    `found` is told of a valid best at the end of a stage, so that it can be kept safe.
+    `judge` measures an assignment on the recorded samples, at every step the report looks at; it
+    is asked about what holds on calibration calls, since it runs many more. `found` is told
+    of a valid best at the end of a stage, so that it can be kept safe.
     """
 
     bench: Bench
     layers: Sequence[Layer]
     form: str
-    verify: Callable[[Kept, float], bool]
+    judge: Callable[[Kept], Burden]
     found: Callable[[Mixed], None]
     progress: Progress
     best: Kept | None = None
@@ -46,7 +47,7 @@ class Search:
     _margin: float = MARGIN
     _alone: Mapping[str, Burden] = field(default_factory=dict)
     _anchor: Kept = frozenset()
-    _refused: set[Kept] = field(default_factory=set)
+    _judged: dict[Kept, Burden] = field(default_factory=dict)
 
     def run(self) -> Mixed:
         """Search until nothing is cheaper, the budget is spent or Ctrl-C is pressed."""
@@ -69,8 +70,8 @@ class Search:
             layers=len(self.layers),
             operations=sum(layer.operations for layer in self.layers),
             policy_db=bench.policy.sqnr_db,
-            plain_db=self._db(bench.known(frozenset())),
-            sqnr_db=self._db(bench.known(best)),
+            plain_db=self._db(self._known(frozenset())),
+            sqnr_db=self._db(self._known(best)),
             valid=self.best is not None,
             end=self.end,
             runs=bench.runs,
@@ -82,7 +83,7 @@ class Search:
     def _search(self) -> None:
         none = frozenset[str]()
         self.progress.stage("search: measure plain int8")
-        self.bench.measure(none)
+        self._judge(none)
         if self._holds(none):
             self._accept(none)
             return
@@ -100,14 +101,14 @@ class Search:
     def _start(self) -> bool:
         """Begin with all layers in float; False where even that does not meet the policy."""
         self.progress.stage(f"search: measure all layers in {self.form}")
-        self.bench.measure(self._every)
+        self._judge(self._every)
         if not self._holds(self._every):
             self._margin = 0.0
             if not self._holds(self._every):
-                db = self._db(self.bench.known(self._every))
+                db = self._db(self._known(self._every))
                 self.note = (
                     f"the policy cannot be met: with all {len(self.layers)} layers in {self.form} "
-                    f"the SQNR is {db:.1f} dB on calibration calls"
+                    f"the SQNR is {db:.1f} dB"
                 )
                 return False
             self.note = f"met without the usual margin of {MARGIN:g} dB"
@@ -123,7 +124,7 @@ class Search:
         alone = dict(self.bench.sweep(names, self.progress.advance))
         left = [name for name in names if name not in alone]
         seen = [sum(column) for column in zip(*alone.values(), strict=True)]
-        floats, plain = self._floats, self.bench.measure(frozenset())
+        floats, plain = self._floats, self._worst(frozenset())
         seen = seen or [0.0] * len(plain)
         # What was not measured is taken to be alike: it shares what noise is not accounted for.
         rest = tuple(
@@ -137,18 +138,12 @@ class Search:
     def _climb(self, kept: Kept) -> None:
         """Add layers until the measured answers hold."""
         while True:
-            self._anchor = kept
-            self.bench.measure(kept)
+            if self._holds(kept):
+                break
+            self._anchor = kept  # once it is measured: an interrupted search explains with it
             more = self._cover(kept, self._limit)
             if more is None or more == self._every:
                 return  # nothing but all layers meets it, which `_start` has accepted
-            if more == kept:  # it holds on these calls
-                if self._holds(kept):
-                    break
-                node = self._next(kept, 0.0)
-                if node is None:
-                    return
-                more = kept | {node}
             kept = more
         self._accept(kept)
         self.found(self.result())
@@ -170,20 +165,34 @@ class Search:
             at = 0 if self._try(self.best - {self._dearest(self.best)[at]}) else at + 1
 
     def _try(self, kept: Kept) -> bool:
-        if kept in self._refused:
+        if not self._holds(kept):
             return False
-        if max(self.bench.measure(kept), default=0.0) <= self._limit and self._holds(kept):
-            self._accept(kept)
-            return True
-        self._refused.add(kept)
-        return False
+        self._accept(kept)
+        return True
 
     def _accept(self, kept: Kept) -> None:
         self.best = kept
         self.progress.stage(f"search: {len(kept)} of {len(self.layers)} layers in {self.form} hold")
 
     def _holds(self, kept: Kept) -> bool:
-        return self.verify(kept, self._margin)
+        """Whether the policy holds, on calibration calls and then on the recorded samples."""
+        if max(self.bench.measure(kept), default=0.0) > self._limit:
+            return False
+        return max(self._judge(kept), default=0.0) <= self._limit
+
+    def _judge(self, kept: Kept) -> Burden:
+        if kept not in self._judged:
+            self._judged[kept] = self.judge(kept)
+        return self._judged[kept]
+
+    def _known(self, kept: Kept) -> Burden | None:
+        """Return what is known of an assignment: of the recorded samples, else calibration."""
+        return self._judged.get(kept, self.bench.known(kept))
+
+    def _worst(self, kept: Kept) -> Burden:
+        """Measure an assignment; its burden is the larger one where both are known."""
+        seen = self.bench.measure(kept)
+        return tuple(map(max, seen, self._judged.get(kept, seen)))
 
     @property
     def _every(self) -> Kept:
@@ -191,7 +200,7 @@ class Search:
 
     @property
     def _floats(self) -> Burden:
-        return self.bench.measure(self._every)
+        return self._worst(self._every)
 
     @property
     def _limit(self) -> float:
@@ -224,7 +233,7 @@ class Search:
         Their sum is scaled so that it is right for the set that was measured last.
         """
         here, there = self._sum(kept), self._sum(self._anchor)
-        anchor, floats = self.bench.measure(self._anchor), self._floats
+        anchor, floats = self._worst(self._anchor), self._floats
         return tuple(
             base + max(0.0, at - base) * (h / t if t > 0 else 1.0)
             for base, at, h, t in zip(floats, anchor, here, there, strict=True)
@@ -242,15 +251,19 @@ class Search:
         return [x.node for x in sorted(some, key=lambda layer: (-layer.cost, layer.node))]
 
     def _exempt(self, layer: Layer, best: Kept) -> Exempt:
-        """Say what a layer of the best set gains: as measured without it, or as predicted."""
-        now, without = self.bench.known(best), self.bench.known(best - {layer.node})
+        """Say what a layer of the best set gains: as measured without it, or as predicted.
+
+        Both are measured on the recorded samples, or both on calibration calls.
+        """
+        less = best - {layer.node}
+        both = self._judged if less in self._judged else self.bench.measured
+        now, without = both.get(best), both.get(less)
         measured = without is not None
-        if not measured and self._alone and self.bench.known(self._anchor):
-            without = self._predict(best - {layer.node})
-        if now is None or without is None or not max(now, default=0.0):
+        if not measured and self._alone and now is not None:
+            now, without = self._predict(best), self._predict(less)
+        if not now or not without or not max(now) or not max(without):
             return Exempt(layer, self.form, None, False)
-        db = 10 * math.log10(max(without) / max(now)) if max(without) else 0.0
-        return Exempt(layer, self.form, db, measured)
+        return Exempt(layer, self.form, 10 * math.log10(max(without) / max(now)), measured)
 
     def _db(self, found: Burden | None) -> float | None:
         """Return the SQNR of the worst output, from the share of the policy it uses up."""

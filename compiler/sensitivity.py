@@ -77,7 +77,7 @@ def _used(found: Difference, policy: Policy) -> float:
 class Bench:
     """Measures integer programs of one float program on some of its calibration calls.
 
-    Each assignment is measured once; `runs` counts them.
+    Each assignment is measured once and kept in `measured`; `runs` counts all programs that ran.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Bench:
         self.quantizer.progress = Silent()
         self.numerics, self.calls = tuple(numerics), _spread(calls, CALLS)
         self.policy, self.clock, self.runs = policy, clock, 0
-        self._measured: dict[Kept, Burden] = {}
+        self.measured: dict[Kept, Burden] = {}
         exact = OnnxRunner(quantizer.original, "float")
         self._expected = [exact(call) for call in self.calls]
 
@@ -102,18 +102,18 @@ class Bench:
 
     def measure(self, kept: Kept) -> Burden:
         """Measure an assignment as the device computes it; raises `OutOfTime`."""
-        if kept not in self._measured:
+        if kept not in self.measured:
             program = run(self.program(kept), self.numerics, self.quantizer.profile)
-            self._measured[kept] = self._of(program, len(self.calls))
-        return self._measured[kept]
+            self.measured[kept] = self._of(program, len(self.calls))
+        return self.measured[kept]
 
     def known(self, kept: Kept) -> Burden | None:
         """Return what was measured of an assignment, if it was."""
-        return self._measured.get(kept)
+        return self.measured.get(kept)
 
     def least(self) -> Kept:
         """Return the assignment with the least error so far; plain int8 where there is none."""
-        return min(self._measured, key=lambda k: max(self._measured[k]), default=frozenset())
+        return min(self.measured, key=lambda k: max(self.measured[k]), default=frozenset())
 
     def sweep(
         self, names: Sequence[str], progress: Callable[[int, int], None]
