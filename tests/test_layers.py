@@ -20,7 +20,7 @@ LAYERS = (
     "answers record reference samples stored artifact models estimate",
     "targets",
     "plugins load export policy",
-    "originals pipeline recheck validate report execute look matrix "
+    "originals pipeline simulate simulation recheck validate report execute look matrix "
     "layers_html page sections "
     "auto mixed prices search sensitivity",
     "installing toolchains check check_text estimates doctor listing console options cli __main__",
