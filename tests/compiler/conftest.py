@@ -5,6 +5,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,39 @@ def artifacts(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Mappi
     folder = tmp_path_factory.mktemp("artifacts")
     done = pipeline.compile(recorded, target=["cpu", "atom"], output=folder)
     return {c.report.target: c.artifact_path for c in done}
+
+
+class Balanced(HTMLParser):
+    """Fails on tags that are not closed in order, and collects what a page would fetch."""
+
+    VOID = frozenset({"meta", "line", "rect", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note the tag."""
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.links += [v or "" for k, v in attrs if k in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        """Match it with the last one that is open."""
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture
+def whole() -> Callable[[str], None]:
+    """Check that a page is well-formed and asks for nothing."""
+
+    def check(html: str) -> None:
+        parser = Balanced()
+        parser.feed(html)
+        assert parser.open == [] and parser.links == []
+        assert "http" not in html and "@import" not in html and "url(" not in html
+        assert "viewport" in html
+
+    return check
