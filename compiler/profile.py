@@ -28,6 +28,12 @@ DERIVED: Mapping[str, Mapping[str, Any]] = {
 A profile that knows better states ``<precision>.<fact>`` instead (see `Profile.at`).
 """
 
+WEIGHTS: Mapping[str, int] = {"w4a16": 4, "w8a16": 8}
+"""Precision → the bits of its weights, which alone are coded: it computes in the target's float."""
+
+FLOATS = ("float", *WEIGHTS, "fp8")
+"""Precisions without an integer scheme."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fact:
@@ -113,6 +119,24 @@ class IntScheme:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightScheme:
+    """Weights in integer codes, dequantized where they are read; everything else stays a float.
+
+    `group` values along a weight's input axis share a scale, 0 for all of them. Up to a part
+    `wide` of all weights takes 8 bits: those that lose the most for their size.
+    """
+
+    bits: int
+    group: int
+    symmetric: bool
+    wide: float = 0.0
+
+    def size(self, depth: int) -> int:
+        """Return how many values share a scale, of an input axis `depth` long."""
+        return min(self.group, depth) if self.group else depth
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """A device as the passes know it."""
 
@@ -170,7 +194,7 @@ class Profile:
     def at(self, precision: str) -> "Profile":
         """Return the same device as it is at a precision; raises `NpucError` for one unknown.
 
-        At "int8" and "float" that is this profile. At a precision of `DERIVED` the facts that
+        At "int8" and at `FLOATS` that is this profile. At a precision of `DERIVED` the facts that
         differ stand in place of the ``int8.*`` ones, so that whatever follows reads `int_scheme`
         (and any fact) as always, and need not know the precision's name. What the profile states
         as ``<precision>.<fact>`` takes the place of ``int8.<fact>`` with its grade and source;
@@ -180,10 +204,10 @@ class Profile:
         `npuc.facts.schema`, its name in the ``precisions`` of the profiles that have it, and, for
         what `IntScheme` cannot say yet, a field there that is read from an ``int8.*`` fact.
         """
-        if precision in ("int8", "float"):
+        if precision == "int8" or precision in FLOATS:
             return self
         if precision not in DERIVED:
-            listed = ", ".join(("int8", "float", *DERIVED))
+            listed = ", ".join(("int8", *FLOATS, *DERIVED))
             raise NpucError(f"there is no precision {precision!r}; npuc has {listed}")
         assumed = {f"int8.{k}": Fact(v, "A", "npuc") for k, v in DERIVED[precision].items()}
         start = f"{precision}."
@@ -196,7 +220,18 @@ class Profile:
 
     def scheme(self, precision: str) -> IntScheme | None:
         """Return the integer scheme of a precision; None where it computes in floats alone."""
-        return None if precision == "float" else self.at(precision).int_scheme
+        return None if precision in FLOATS else self.at(precision).int_scheme
+
+    def weight_scheme(self, precision: str) -> WeightScheme | None:
+        """Return how weights are coded at a precision of `WEIGHTS`; None at any other."""
+        if precision not in WEIGHTS:
+            return None
+        return WeightScheme(
+            WEIGHTS[precision],
+            int(self.get(f"{precision}.group", 0)),
+            bool(self.get(f"{precision}.symmetric", True)),
+            float(self.get(f"{precision}.wide", 0.0)),
+        )
 
     @property
     def int_scheme(self) -> IntScheme | None:

@@ -9,7 +9,7 @@ from npuc.errors import ParityError
 from npuc.metrics import Difference, differences
 from npuc.passes.base import Pass
 from npuc.policy import Bar, Policy
-from npuc.profile import Profile
+from npuc.profile import FLOATS, Profile
 from npuc.program import Program, Tensors
 from npuc.progress import Progress
 from npuc.report import LOWERED, Report, Row, describe
@@ -204,7 +204,7 @@ def _flat(groups: list[list[Tensors]]) -> list[Tensors]:
 
 def _assumed(profile: Profile, precision: str) -> Mapping[str, str]:
     """Return what the numbers rest on that no public source states."""
-    kinds = ("float.",) if precision == "float" else ("float.", "int8.")
+    kinds = ("float.", f"{precision}." if precision in FLOATS else "int8.")
     return {
         key: f"{fact.value} ({'inferred' if fact.grade == 'I' else 'assumed'})"
         for key, fact in profile.at(precision).assumed.items()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from npuc.facts.schema import CODES
-from npuc.profile import DERIVED
+from npuc.profile import DERIVED, FLOATS
 
 Values = Mapping[str, Any]
 
@@ -46,7 +46,7 @@ _SCHEME = (
 
 def _scheme(v: Values) -> Iterator[str]:
     missing = [key for key in _SCHEME if key not in v]
-    coded = [name for name in v.get("precisions", ()) if name != "float"]
+    coded = [name for name in v.get("precisions", ()) if name not in FLOATS]
     if coded or len(missing) < len(_SCHEME):
         why = f"precisions has {coded[0]}" if coded else "int8 is described"
         yield from (f"{why}, but {key} is missing" for key in missing)

@@ -110,6 +110,7 @@ TOLERANCE = Kind(
     ),
 )
 NAMED_FILES = Kind("a text, or a list of different texts", lambda v: _text(v) or is_list(v, _text))
+SHARE = Kind("from 0 to 1", lambda v: is_number(v) and bool(0 <= v <= 1))
 PERCENT = Kind("above 50 and at most 100", lambda v: is_number(v) and bool(50 < v <= 100))
 PINS = Kind("a list of different pins, each NAME==VERSION", lambda v: is_list(v, _pin))
 PYTHON = Kind('bounds like ">=3.10,<3.14"', _python)

@@ -22,6 +22,7 @@ from npuc.facts.kinds import (
     POSITIVE,
     PYTHON,
     SCALES,
+    SHARE,
     TEXT,
     TEXTS,
     TOLERANCE,
@@ -33,7 +34,7 @@ from npuc.facts.kinds import (
     some_of,
 )
 from npuc.facts.onnx_kinds import KINDS
-from npuc.profile import DERIVED
+from npuc.profile import DERIVED, FLOATS
 
 FREE = ("compiler.", "devices.", "hardware.", "thermal.")
 """Prefixes of facts that are not listed one by one."""
@@ -103,7 +104,7 @@ OPSET = between(1, 99)
 
 SCHEMA: dict[str, Kind] = {
     # --- what npuc compiles
-    "precisions": some_of(("int8", "float", *DERIVED)),
+    "precisions": some_of(("int8", *FLOATS, *DERIVED)),
     "notes.int8": TEXT,
     "notes.float": TEXT,
     "shapes.static": FLAG,
@@ -157,7 +158,16 @@ SCHEMA: dict[str, Kind] = {
     "w4a8.weight_per_channel": FLAG,
     "w4a8.per_channel_ops": OPERATORS,
     "int16.activations": TEXT,
+    # --- weights alone in integers (`npuc.profile.Profile.weight_scheme`)
+    "notes.w4a16": TEXT,
+    "w4a16.group": COUNT,
+    "w4a16.symmetric": FLAG,
+    "w4a16.wide": SHARE,
+    "notes.w8a16": TEXT,
+    "w8a16.group": COUNT,
+    "w8a16.symmetric": FLAG,
     # --- floats
+    "notes.fp8": TEXT,
     "float.name": TEXT,
     "float.bits": between(8, 32),
     "float.mantissa_max": between(1, 23),
