@@ -72,9 +72,9 @@ class Evaluator:
 
     def _take(self, node: ir.Node, live: set[str], faults: list[str]) -> None:
         for value in node.inputs:
-            if value is not None and value.name not in live:
-                if (array := constant(value)) is not None:
-                    self._arrays[value.name or ""] = array
+            known = value is None or value.name in live
+            if value is not None and not known and (array := constant(value)) is not None:
+                self._arrays[value.name or ""] = array
         if node.op_type == "Constant":
             return
         attributes = {}

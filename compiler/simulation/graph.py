@@ -17,7 +17,8 @@ from npuc.passes.round_floats import RECURRENT, RoundFloats
 from npuc.profile import IntScheme, Profile
 from npuc.program import Program
 from npuc.simulation.evaluator import Evaluator, Values
-from npuc.simulation.lineage import Lineage, Rule, arrays, filled, unique
+from npuc.simulation.lineage import Lineage, arrays, filled
+from npuc.simulation.origins import Rule, unique
 from npuc.simulation.rounding import Coding, coded_bias, round_float
 from npuc.simulation.structure import Structure
 from npuc.thresholds import Range

@@ -17,14 +17,14 @@ from npuc.errors import UnsupportedError
 from npuc.passes.fold_batchnorm import HOSTS
 from npuc.passes.graphs import constant
 from npuc.simulation.evaluator import Array, Evaluator, Values
+from npuc.simulation.origins import Origin, Rule, half, unique
 
-Rule = Callable[[Values], Tensor]
 Again = Callable[[Mapping[str, Array]], ir.Model]
 """Takes the step once more, with other values for the constants that come from parameters."""
 
 TOLERANCE = 1e-4
-"""What a constant may differ by from its rule, relative to the largest of its tensor: folding adds
-up a few float32 roundings (1e-7 each, more where terms cancel), another rule is off by all of it."""
+"""What a constant may differ by from its rule, relative to the largest of its tensor. Folding
+adds up a few float32 roundings (1e-7 each, more where terms cancel); a wrong rule is off by all."""
 
 
 class Lineage:
@@ -150,7 +150,7 @@ class Lineage:
         shapes = [old[n].shape for n in live]
         fresh = dict(zip(live, unique(shapes, seed=1), strict=True))
         changed = arrays(again(fresh))
-        origin = _Origin(fresh)
+        origin = Origin(fresh)
         rules: dict[str, Rule] = {}
         lost: list[str] = []
         for known, array in pending.items():
@@ -159,7 +159,7 @@ class Lineage:
             elif not np.array_equal(changed.get(known, np.zeros(0)), array):
                 lost.append(known)
         if lost:
-            halves = [{n: _half(array, first) for n, array in fresh.items()} for first in (0, 1)]
+            halves = [{n: half(array, first) for n, array in fresh.items()} for first in (0, 1)]
             sums = [arrays(again(half)) for half in halves]
             for known in tuple(lost):
                 zeros = np.zeros_like(pending[known])
@@ -177,41 +177,6 @@ class Lineage:
         return rules
 
 
-class _Origin:
-    """Finds the numbers of one array among those of others, which never repeat."""
-
-    def __init__(self, fresh: Mapping[str, Array]) -> None:
-        self._names = list(fresh)
-        self._flat = np.concatenate([array.reshape(-1) for array in fresh.values()])
-        self._ends = np.cumsum([array.size for array in fresh.values()])
-        self._order = np.argsort(self._flat)
-
-    def of(self, array: Array | None, before: Array) -> Rule | None:
-        """Return what gathers `array`, other than numbers that `before` has in the same place.
-
-        None where there are others still, or nothing else.
-        """
-        if array is None or array.shape != before.shape:
-            return None
-        wanted = array.reshape(-1)
-        place = np.searchsorted(self._flat, wanted, sorter=self._order)
-        index = self._order[np.minimum(place, self._flat.size - 1)]
-        found = self._flat[index] == wanted
-        rest = np.where(found, 0, before.reshape(-1))
-        if not found.any() or not np.array_equal(rest, np.where(found, 0, wanted)):
-            return None
-        return _gathered(self._names, index, found, rest, array.shape, self._ends)
-
-
-def _half(array: Array, first: int) -> Array:
-    """Return an array with zeros in the first half of its last axis, or in the second."""
-    kept = array.copy()
-    middle = array.shape[-1] // 2 if array.ndim else 0
-    if array.ndim:
-        kept[..., slice(middle) if first else slice(middle, None)] = 0
-    return kept
-
-
 def _added(left: Rule, right: Rule) -> Rule:
     return lambda values: left(values) + right(values)
 
@@ -223,22 +188,6 @@ def arrays(model: ir.Model) -> dict[str, Array]:
         if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
             found[name] = value.const_value.numpy()
     return found
-
-
-def unique(shapes: Iterable[tuple[int, ...]], seed: int = 0) -> list[Array]:
-    """Return positive float32 arrays in which no number comes twice, in random order.
-
-    Every other float from 0.5 on, spread over [0.5, 2) where they are few. The last bit of each is
-    set: none is a number of a shorter format.
-    """
-    wanted = list(shapes)
-    sizes = [int(np.prod(shape)) for shape in wanted]
-    total, span = sum(sizes), 2**23  # every other float in [0.5, 2)
-    start = int(np.float32(0.5).view(np.int32)) + 1
-    bits = start + 2 * np.arange(total, dtype=np.int32) * max(1, span // max(total, 1))
-    flat = np.random.default_rng(seed).permutation(bits).view(np.float32)
-    parts = np.split(flat, np.cumsum(sizes))  # and a last one, which is empty
-    return [part.reshape(shape) for part, shape in zip(parts, wanted, strict=False)]
 
 
 def filled(model: ir.Model, values: Mapping[str, Array]) -> ir.Model:
@@ -290,28 +239,6 @@ def _folded(host: ir.Node, norm: ir.Node, index: int, get: list[Rule]) -> Rule:
         else:
             shaped = scale.reshape([-1] + [1] * (weight.dim() - 1)) if turned else scale
         return (weight * shaped).float()
-
-    return rule
-
-
-def _gathered(
-    live: list[str], index: Array, found: Array, rest: Array, shape: tuple[int, ...], ends: Array
-) -> Rule:
-    """Pick numbers out of the constants laid end to end, of those that are picked from."""
-    owner = np.searchsorted(ends, index, side="right")
-    used = np.unique(owner[found])
-    sizes = np.diff(ends, prepend=0)
-    shift = np.zeros(len(live), np.int64)
-    shift[used] = np.cumsum([0, *sizes[used][:-1]]) - (ends - sizes)[used]
-    picks = torch.tensor(np.where(found, index + shift[owner], 0))
-    names = [live[i] for i in used]
-    where, other = torch.tensor(found), torch.tensor(rest)
-
-    def rule(values: Values) -> Tensor:
-        flat = torch.cat([values[name].reshape(-1) for name in names])
-        device = flat.device
-        taken = flat[picks.to(device)]
-        return torch.where(where.to(device), taken, other.to(device)).reshape(shape)
 
     return rule
 

@@ -23,7 +23,9 @@ from npuc.passes.base import Pass, run
 from npuc.passes.graphs import Names
 from npuc.program import Program
 from npuc.quiet import quiet
-from npuc.simulation.lineage import Again, Array, Lineage, filled, unique
+from npuc.simulation.evaluator import Array
+from npuc.simulation.lineage import Again, Lineage, filled
+from npuc.simulation.origins import unique
 from npuc.targets.base import Target
 
 STATISTICS = ("running_mean", "running_var")
