@@ -33,6 +33,11 @@ class ChannelStatistics:
         """The largest |x| of each channel."""
         return np.maximum(-self.low, self.high)
 
+    def divided(self, by: Array) -> "ChannelStatistics":
+        """Return the statistics of a tensor each of whose channels is divided by a factor > 0."""
+        ends = self.low / by, self.high / by
+        return ChannelStatistics(*ends, self.mean / by, self.square / by**2, self.count)
+
 
 class ChannelObserver:
     """Watches one tensor go by, channel by channel, in memory of a few floats per channel.

@@ -5,19 +5,23 @@ operators kept in float) can be made of the same ranges.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
-from npuc import calibrate, channel_stats
-from npuc.calibrate import Ranges
+from npuc import calibration_faults as faults
+from npuc import margins, rounding
+from npuc.calibrator import Calibrator
+from npuc.channel_stats import ChannelStatistics
 from npuc.errors import UsageError
 from npuc.passes.base import Watch, run
-from npuc.passes.equalize import Equalize, observed
+from npuc.passes.equalize import Equalize, factors, observed
 from npuc.passes.quantize import Quantize
 from npuc.profile import IntScheme, Profile
 from npuc.program import Program, Tensors
 from npuc.progress import Progress, Silent
+from npuc.ranges import Range, Ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class Choices:
     observer: str | None = None
     skip: tuple[str, ...] = ()
     equalize: bool = True
+    table: Path | None = None
+    rounding: str = rounding.DEFAULT
 
 
 class Quantizer:
@@ -50,6 +56,9 @@ class Quantizer:
         self.progress = progress or Silent()
         known = [node.name or "" for node in program.model.graph.all_nodes()]
         _check_skipped(self.choices.skip, known)
+        rounding.check(self.choices.rounding)
+        self._notes: list[str] | None = None
+        self._expected: Mapping[str, ChannelStatistics] = {}
 
     @property
     def scheme(self) -> IntScheme:
@@ -60,31 +69,62 @@ class Quantizer:
         return scheme
 
     @cached_property
+    def calibrator(self) -> Calibrator:
+        """What measures ranges, or reads them from the user's table."""
+        return Calibrator(
+            self.calls, self.scheme, self.profile.name, observer=self.choices.observer,
+            table=self.choices.table, progress=self.progress,
+        )  # fmt: skip
+
+    @cached_property
     def prepared(self) -> Program:
         """The float program as it is quantized: the same function, with kinder ranges."""
         program = self.original
         if not self.choices.equalize or not (axes := observed(program.model.clone(), self.scheme)):
             return program
-        self.progress.stage(f"observe channels for {self.profile.name}")
-        seen = channel_stats.collect(program, self.calls, axes, progress=self.progress.advance)
+        seen = margins.extended(self.calibrator.channels(program, axes))
         self.progress.stage(Equalize.name)
-        return run(program, [Equalize(seen)], self.profile, self.watch)
+        after = run(program, [Equalize(seen)], self.profile, self.watch)
+        if not after.steps[-1].rolled_back:
+            divisors = factors(program.model.clone(), self.scheme, seen)
+            self._expected = {name: seen[name].divided(by) for name, by in divisors.items()}
+        return after
 
     @cached_property
     def ranges(self) -> Ranges:
         """The range of every tensor that is coded."""
-        program = self.prepared
-        self.progress.stage(f"calibrate for {self.profile.name}")
-        return calibrate.collect(
-            program, self.calls, self.scheme,
-            observer=self.choices.observer, progress=self.progress.advance,
-        )  # fmt: skip
+        return self.calibrator.ranges(self.prepared, self._expected)
 
     def program(self, skip: Sequence[str] = (), watch: Watch | None = None) -> Program:
         """Return the integer program that leaves the nodes named in `skip` in float."""
         quantize = Quantize(self.ranges, (*self.choices.skip, *skip))
         self.progress.stage(quantize.name)
-        return run(self.prepared, [quantize], self.profile, watch)
+        program = run(self.prepared, [quantize], self.profile, watch)
+        method = self.choices.rounding
+        if method == rounding.NEAREST:
+            return program
+        self.progress.stage(f"learn rounding ({method})")
+        return rounding.learn(
+            program, self.prepared, self.calls, self.profile, method,
+            watch=watch, progress=self.progress,
+        )  # fmt: skip
+
+    def notes(self, held_out: Sequence[Tensors]) -> list[str]:
+        """Say what the ranges rest on, and what is wrong with that (`calibration_faults`).
+
+        `held_out` are calls that calibration did not see. Measured once.
+        """
+        if self._notes is None:
+            ranges, given = self.ranges, self.calibrator.given
+            odd = [] if given else faults.of_calls(self.calls, self.original)
+            self._notes = [
+                *self.calibrator.notes,
+                *faults.of_ranges(self.prepared, ranges, held_out, self._plain, odd),
+            ]
+        return self._notes
+
+    def _plain(self, ranges: Mapping[str, Range]) -> Program:
+        return run(self.prepared, [Quantize(ranges, self.choices.skip)], self.profile)
 
 
 def _check_skipped(skip: Sequence[str], names: Sequence[str]) -> None:

@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from npuc.errors import PassError
 from npuc.passes.base import Pass, Result
-from npuc.passes.equalization.channels import Absorbed, trace
+from npuc.passes.equalization.channels import Absorbed, Channels, trace
 from npuc.passes.equalization.choose import choose
-from npuc.passes.equalization.noise import Statistics, axes_of, terms
+from npuc.passes.equalization.noise import Statistics, axes_of, spread, terms
 from npuc.passes.equalization.rules import RULES
 from npuc.passes.graphs import Names, constant, drop_if_unused, infer_types, initializer
 from npuc.profile import IntScheme, Profile
@@ -48,9 +48,7 @@ class Equalize(Pass):
             raise PassError(f"target {profile.name!r} has no integer scheme")
         infer_types(model)
         channels = trace(model, RULES)
-        roots, signs = channels.variables.resolved()
-        found = terms(model, channels, scheme, self.statistics)
-        logs = choose(found, roots.size, scheme)[roots] * signs
+        logs = _factors(model, channels, scheme, self.statistics)
         changes = _apply(model, channels.absorbed, logs)
         return Result(changes, tuple(dict.fromkeys(channels.refusals)))
 
@@ -61,12 +59,39 @@ def observed(model: ir.Model, scheme: IntScheme) -> dict[str, tuple[int, ...]]:
     return axes_of(model, trace(model, RULES), scheme)
 
 
+def factors(
+    model: ir.Model, scheme: IntScheme, statistics: Mapping[str, Statistics]
+) -> dict[str, Array]:
+    """Return by what `Equalize` divides the channels of the tensors in `statistics`."""
+    infer_types(model)
+    channels = trace(model, RULES)
+    logs = _factors(model, channels, scheme, statistics)
+    values = {v.name: v for v in channels.ids}
+    found = {}
+    for name, axes in axes_of(model, channels, scheme).items():
+        if name in values and name in statistics:
+            ids = spread(channels.of(values[name]), values[name], axes)
+            if ids.size == statistics[name].square.size:
+                found[name] = np.exp(logs[ids])
+    return found
+
+
+def _factors(
+    model: ir.Model, channels: Channels, scheme: IntScheme, statistics: Mapping[str, Statistics]
+) -> Array:
+    roots, signs = channels.variables.resolved()
+    found = terms(model, channels, scheme, statistics)
+    logs = choose(found, roots.size, scheme)[roots] * signs
+    # Here, not constant by constant: a factor is left out wherever it occurs, or nowhere.
+    return np.where(np.abs(logs) > NEAR, logs, 0.0)
+
+
 def _apply(model: ir.Model, absorbed: list[Absorbed], logs: Array) -> int:
     names = Names(model)
     changed: dict[tuple[ir.Node, int], Array] = {}
     for item in absorbed:
         factor = item.sign * logs[item.ids]
-        if np.abs(factor).max(initial=0.0) > NEAR:
+        if factor.any():
             key = (item.node, item.index)
             before = changed.get(key, np.zeros((1,) * factor.ndim))
             changed[key] = before + factor

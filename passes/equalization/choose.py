@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from npuc.passes.equalization.noise import Coded, Summed, Term, Weighted
+from npuc.passes.equalization.noise import Coded, Term, Weighted, tensors
 from npuc.profile import IntScheme
 
 Array = np.ndarray[Any, Any]
@@ -32,7 +32,7 @@ def choose(terms: Sequence[tuple[Term, bool]], count: int, scheme: IntScheme) ->
     peaks = logs.copy()
     touching: dict[int, list[tuple[Term, bool]]] = {}
     for item in terms:
-        for number in np.unique(np.concatenate([group[c.roots] for c in _tensors(item[0])])):
+        for number in np.unique(np.concatenate([group[c.roots] for c in _touched(item[0])])):
             touching.setdefault(int(number), []).append(item)
     members = {int(g): np.flatnonzero(group == g) for g in np.unique(group) if g}
     for _ in range(SWEEPS):
@@ -58,7 +58,7 @@ def _average(terms: Sequence[tuple[Term, bool]], count: int) -> tuple[Array, Arr
     """Return the mean over the tensors that are coded of log peak, and in how many each occurs."""
     total, times = np.zeros(count), np.zeros(count)
     for term, _ in terms:
-        for tensor in _coded(term):
+        for tensor in tensors(term):
             peak = np.maximum(-tensor.low, tensor.high)
             some = (peak > 0) & (tensor.roots > 0)
             np.add.at(total, tensor.roots[some], np.log(peak[some]) * tensor.signs[some])
@@ -97,7 +97,7 @@ def _centred(logs: Array, known: Array, group: Array) -> Array:
 def _groups(terms: Sequence[tuple[Term, bool]], count: int) -> Array:
     """Number the factors so that those which occur in one coded tensor have one number, 0 held."""
     group = np.arange(count)
-    sets = [np.unique(t.roots[t.roots > 0]) for term, _ in terms for t in _coded(term)]
+    sets = [np.unique(t.roots[t.roots > 0]) for term, _ in terms for t in tensors(term)]
     changed = True
     while changed:
         changed = False
@@ -113,9 +113,5 @@ def _groups(terms: Sequence[tuple[Term, bool]], count: int) -> Array:
     return np.where(used, group, 0)
 
 
-def _coded(term: Term) -> tuple[Coded, ...]:
-    return (term.left, term.right) if isinstance(term, Summed) else (term.data,)
-
-
-def _tensors(term: Term) -> tuple[Coded, ...]:
-    return (term.data, term.out) if isinstance(term, Weighted) else _coded(term)
+def _touched(term: Term) -> tuple[Coded, ...]:
+    return (term.data, term.out) if isinstance(term, Weighted) else tensors(term)

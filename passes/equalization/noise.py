@@ -7,7 +7,7 @@ signal E[y²], in the units that the factors give, so that it does not depend on
 the model happens to come in.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -130,12 +130,26 @@ Term = Weighted | Summed | Read
 
 
 def axes_of(model: ir.Model, channels: Channels, scheme: IntScheme) -> dict[str, tuple[int, ...]]:
-    """Return the axes along which each tensor must be observed for `terms`."""
+    """Return the axes along which each tensor must be observed for `terms`.
+
+    Those of a product with weights are known; others are where factors differ.
+    """
     wanted: dict[str, tuple[int, ...]] = {}
+    products: dict[str, tuple[int, ...]] = {}
     for site in sites(model, scheme)[0]:
-        found = {value: _axes(value, site, channels) for value in _values(site, scheme)}
-        wanted |= {v.name or "": axes for v, axes in found.items() if axes is not None}
-    return wanted
+        for value in _values(site, scheme):
+            dims, name = shape(value), value.name or ""
+            if dims is None:
+                continue
+            if is_weighted(site) and value in (site.node.inputs[0], site.node.outputs[0]):
+                conv = site.node.op_type in ("Conv", "ConvTranspose")
+                products[name] = (1,) if conv else (len(dims) - 1,)
+            elif value in channels.ids:
+                ids = channels.of(value)
+                wanted[name] = tuple(axis for axis, size in enumerate(ids.shape) if size > 1)
+            elif value is site.node.outputs[0] and site.node.op_type == "MatMul":
+                wanted[name] = ()
+    return wanted | products
 
 
 def terms(
@@ -143,67 +157,71 @@ def terms(
 ) -> list[tuple[Term, bool]]:
     """List what coding costs, each with whether its weights have a scale per channel."""
     roots, signs = channels.variables.resolved()
+    axes = axes_of(model, channels, scheme)
+
+    def held(value: ir.Value) -> Coded | None:
+        name = value.name or ""
+        if name not in seen or name not in axes:
+            return None
+        ids, stats = spread(channels.of(value), value, axes[name]), seen[name]
+        if ids.size != stats.square.size:
+            return None
+        return Coded(roots[ids], signs[ids], stats.low, stats.high, stats.square)
+
     found: list[tuple[Term, bool]] = []
-    plain: dict[str, ir.Value] = {}
+    priced: set[ir.Value] = set()
+    others: list[ir.Value] = []
     for site in sites(model, scheme)[0]:
-        data = [site.node.inputs[i] for i in site.activations]
-        out = site.node.outputs[0]
-
-        def held(value: ir.Value | None, site: Site = site) -> Coded | None:
-            stats = seen.get("" if value is None else value.name or "")
-            if value is None or stats is None:
-                return None
-            ids = _spread(channels.of(value), value, _axes(value, site, channels) or ())
-            if ids.size != stats.square.size:
-                return None
-            return Coded(roots[ids], signs[ids], stats.low, stats.high, stats.square)
-
-        first, last = held(data[0]) if data else None, held(out)
-        if _is_weighted(site) and first is not None and last is not None:
-            norms, peaks, positions = _weight(site)
-            found.append((Weighted(first, last, norms, peaks, positions), site.axis is not None))
-        elif site.node.op_type == "MatMul" and len(data) == 2 and _inner(data, channels):
-            second = held(data[1])
-            if first is not None and second is not None and last is not None:
-                inner = (shape(data[0]) or (1,))[-1]
-                found.append((Summed(first, second, float(last.square.mean()), inner), False))
-        else:
-            plain |= {v.name or "": v for v in data if v is not None}
-        if scheme.whole:
-            plain |= {v.name or "": v for v in coded(site, scheme) if v not in data}
-        for value in plain.values():
-            tensor = held(value)
-            if tensor is not None and tensor.roots.any():
-                found.append((Read(tensor), False))
-        plain.clear()
+        data = [v for v in (site.node.inputs[i] for i in site.activations) if v is not None]
+        term = _product(site, data, channels, held)
+        if term is not None:
+            found.append((term, site.axis is not None))
+            priced |= set(data)
+        others += [v for v in _values(site, scheme) if scheme.whole or v in data]
+    for value in dict.fromkeys(others):
+        tensor = held(value)
+        if value not in priced and tensor is not None and tensor.roots.any():
+            found.append((Read(tensor), False))
     return found
+
+
+def tensors(term: Term) -> tuple[Coded, ...]:
+    """Return what a product codes, or a reading operator reads."""
+    return (term.left, term.right) if isinstance(term, Summed) else (term.data,)
+
+
+def _product(
+    site: Site, data: list[ir.Value], channels: Channels, held: Callable[[ir.Value], Coded | None]
+) -> Term | None:
+    known = [tensor for value in data if (tensor := held(value)) is not None]
+    out = held(site.node.outputs[0])
+    if out is None or len(known) < len(data):
+        return None
+    if is_weighted(site):
+        return Weighted(known[0], out, *_weight(site))
+    inner = channels.of(data[0])
+    if site.node.op_type == "MatMul" and len(data) == 2 and inner.ndim > 1 and inner.shape[-1] > 1:
+        return Summed(known[0], known[1], float(out.square.mean()), (shape(data[0]) or (1,))[-1])
+    return None
 
 
 def _values(site: Site, scheme: IntScheme) -> list[ir.Value]:
     data = [site.node.inputs[i] for i in site.activations]
-    results = [v for v in coded(site, scheme) if scheme.whole]
-    sources = [source(v, scheme) for v in results if fixed_origin(v, scheme) is None]
-    return [v for v in (*data, site.node.outputs[0], *sources) if v is not None]
+    results = [source(v, scheme) for v in coded(site, scheme) if scheme.whole]
+    results = [v for v in results if fixed_origin(v, scheme) is None]
+    return [v for v in (*data, site.node.outputs[0], *results) if v is not None]
 
 
-def _axes(value: ir.Value, site: Site, channels: Channels) -> tuple[int, ...] | None:
-    """Return the axes of a tensor's channels: a product's are known, others follow the factors."""
-    dims = shape(value)
-    if dims is None:
-        return None
-    if _is_weighted(site) and value in (site.node.inputs[0], site.node.outputs[0]):
-        return (1,) if site.node.op_type in ("Conv", "ConvTranspose") else (len(dims) - 1,)
-    return tuple(axis for axis, size in enumerate(channels.of(value).shape) if size > 1)
-
-
-def _spread(ids: Array, value: ir.Value, axes: tuple[int, ...]) -> Array:
+def spread(ids: Array, value: ir.Value, axes: tuple[int, ...]) -> Array:
+    """Return a tensor's factor numbers channel by channel; empty where they lie along others."""
     dims = shape(value) or ()
     wanted = [dims[axis] if axis in axes else 1 for axis in range(len(dims))]
     fits = all(size in (1, want) for size, want in zip(ids.shape, wanted, strict=True))
     return np.broadcast_to(ids, wanted).reshape(-1) if fits else np.zeros(0, np.int64)
 
 
-def _is_weighted(site: Site) -> bool:
+def is_weighted(site: Site) -> bool:
+    """Whether a site multiplies what it reads with one constant matrix or kernel."""
     product = site.node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
     if not product or 1 not in site.weights or 0 not in site.activations:
         return False
@@ -227,9 +245,3 @@ def _weight(site: Site) -> tuple[Array, Array, int]:
         array = np.swapaxes(split, 1, 2).reshape(-1, split.shape[1], *array.shape[2:])
     flat = array.reshape(*array.shape[:2], -1)
     return (flat**2).sum(axis=2), np.abs(flat).max(axis=2), flat.shape[2]
-
-
-def _inner(data: list[ir.Value | None], channels: Channels) -> bool:
-    """Whether a product of tensors has factors that are summed over."""
-    left = channels.of(data[0])
-    return left.ndim > 1 and left.shape[-1] > 1
