@@ -32,10 +32,10 @@ def table(found: Layers | None) -> str:
     rows = [layer for layer in found.layers if layer.born is not None or layer.output]
     device = any(layer.device is not None for layer in rows)
     other = len(found.layers) - len(rows)
+    others = f"{other} other adds" if other == 1 else f"{other} others add"
     lines = [
         f"layers: SQNR in dB of each against the float program, over {found.calls} calls",
-        f"  accumulated: all before it is quantized; born here: it alone is; {other} others "
-        "add nothing of their own",
+        f"  accumulated: all before it is quantized; born here: it alone is; {others} nothing",
         "",
         *_columns([_head(device), *(_cells(layer, found, device) for layer in rows)]),
         *_worst(found),
