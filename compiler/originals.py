@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from npuc import answers
+from npuc import answers, checkpoint
 from npuc import reference as references
 from npuc import samples as sampling
 from npuc.answers import Reference
@@ -24,6 +24,10 @@ def find(
     """Return the recorded answers, or those of the original run here on the samples given."""
     given = () if samples is None else read(samples, exported)
     data = () if calibration is None else read(calibration, exported)
+    for what, calls, found in (("samples", samples, given), ("calibration", calibration, data)):
+        if calls is not None and not found:
+            place = f" in {calls}" if isinstance(calls, str | Path) else ""
+            raise UsageError(f"--{what}: there is not one sample{place}")
     if given and loaded.program is None:
         recorded = loaded.reference.calibration if loaded.reference else ()
         reference = references.from_module(loaded, given, data or recorded)
@@ -138,3 +142,9 @@ def _fits(reference: Reference, exported: Program, fixed: Program) -> bool:
 
 def _nobody(inputs: Tensors) -> Tensors:
     raise AssertionError("only the shapes are asked for")
+
+
+def held_out(reference: Reference, limit: int) -> list[Tensors]:
+    """Return of the first `limit` samples those that are not among the calibration's."""
+    seen = {checkpoint.key((), [call]) for call in reference.calibration}
+    return [c for c in reference.samples[:limit] if checkpoint.key((), [c]) not in seen]

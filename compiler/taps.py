@@ -110,7 +110,12 @@ def _without_weights(model: ir.Model) -> tuple[bytes, dict[str, Array]]:
             continue
         weights[name] = np.ascontiguousarray(tensor.numpy())
         value.const_value = ir.ExternalTensor(
-            "weights", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(list(tensor.shape)), name=name
+            "weights",
+            0,
+            tensor.nbytes,
+            tensor.dtype,
+            shape=ir.Shape(weights[name].shape),
+            name=name,
         )
     return bytes(ir.to_proto(model).SerializeToString(deterministic=True)), weights
 

@@ -16,13 +16,14 @@ LAYERS = (
     "metrics runners inputs onnx_file signature partition source_lines nodes",
     "passes features legality ledger remedies",
     "side_by_side codings culprits layers layers_text "
-    "taps channel_stats observers thresholds calibrate quantization capture torchscript weights calls floors "
+    "taps checkpoint forecast streaming channel_stats ranges calibrator calibration_faults "
+    "observers thresholds calibrate second_moments gptq adaround rounding quantization capture torchscript weights calls floors "
     "answers record reference samples stored artifact models estimate",
     "targets",
     "plugins load export policy",
     "originals pipeline simulate simulation recheck validate report execute look matrix "
     "layers_html page sections "
-    "auto mixed prices search sensitivity",
+    "auto covering mixed prices search sensitivity",
     "installing toolchains check check_text estimates doctor listing console options cli __main__",
 )
 """Lowest first. A package stands for all its modules; a new module must be placed here."""
