@@ -142,6 +142,22 @@ def normalization(node: ir.Node, channels: Channels) -> None:
     channels.give(node.outputs[0], out.reshape(spread + (1,) * (rank - len(spread))))
 
 
+def batch_normalization(node: ir.Node, channels: Channels) -> None:
+    """(x - m)/σ·g + o: the mean and g take the input's factors, g and o give the output's."""
+    inputs = channels.vector(node.inputs[0], 1)
+    training = node.attributes.get_int("training_mode", 0) == 1
+    if inputs is None or training or not channels.owned(node, 1, 2, 3):
+        _hold(node, channels)
+        return
+    out = channels.variables.fresh(inputs.size)
+    channels.absorb(node, 1, inputs, 1)
+    channels.absorb(node, 3, inputs, -1)
+    channels.absorb(node, 1, out, -1)
+    channels.absorb(node, 2, out, -1)
+    rank = len(shape(node.outputs[0]) or ())
+    channels.give(node.outputs[0], out.reshape(1, -1, *(1,) * (rank - 2)))
+
+
 def same(node: ir.Node, channels: Channels) -> None:
     """y(s·x) = s·y(x) for s > 0, position by position or over axes of one factor each."""
     data, out = node.inputs[0], node.outputs[0]
@@ -154,9 +170,9 @@ def same(node: ir.Node, channels: Channels) -> None:
     if moved or windows:
         _hold(node, channels)
         return
+    for other in node.inputs[1:]:  # a slope or a size that is computed
+        channels.hold(other)
     channels.give(out, ids)
-    for other in node.outputs[1:]:
-        channels.give(other, np.zeros_like(ids))
 
 
 _WINDOWS = frozenset({"MaxPool", "AveragePool", "LpPool"})
@@ -164,11 +180,16 @@ _WINDOWS = frozenset({"MaxPool", "AveragePool", "LpPool"})
 
 def clip(node: ir.Node, channels: Channels) -> None:
     """A clamp at zero is homogeneous, one at another value is not."""
-    given = (*node.inputs[1:], None, None)[:2]
-    ends = [constant(value) for value in given]
-    known = all(end is not None or value is None for end, value in zip(ends, given, strict=True))
-    low, high = (None if end is None else float(end.reshape(-1)[0]) for end in ends)
-    if known and low in (None, 0.0, -np.inf) and high in (None, 0.0, np.inf):
+    ends: list[float | None] = []
+    known = True
+    for value, name in zip((*node.inputs[1:], None, None), ("min", "max"), strict=False):
+        end = constant(value)
+        known = known and (end is not None or value is None)
+        before = node.attributes.get_float(name, None)  # up to opset 10
+        ends.append(before if end is None else float(end.reshape(-1)[0]))
+    low, high = ends
+    far = float(np.finfo(np.float32).max)
+    if known and (low in (None, 0.0) or low <= -far) and (high in (None, 0.0) or high >= far):
         same(node, channels)
         return
     reason = f"Clip({low}, {high}) is not homogeneous: what enters it keeps its scale"
@@ -185,7 +206,7 @@ def reduce(node: ir.Node, channels: Channels) -> None:
         axes = None if given is None else [int(a) for a in given.reshape(-1)]
     elif axes is None and before is not None:
         axes = list(range(len(before)))
-    if before is None or after is None or axes is None:
+    if before is None or after is None or not axes:
         _hold(node, channels)
         return
     over = {axis % len(before) for axis in axes}
@@ -214,7 +235,7 @@ def add(node: ir.Node, channels: Channels) -> None:
     if ids is None:
         return
     fixed = [i for i, value in enumerate(node.inputs) if constant(value) is not None]
-    if fixed and not channels.owned(node, *fixed):
+    if fixed and ids.any() and not channels.owned(node, *fixed):
         _hold(node, channels)
         return
     for index in fixed:
@@ -303,14 +324,21 @@ def _evaluate(node: ir.Node, feeds: dict[ir.Value, Any]) -> list[Array]:
 
 
 def pad(node: ir.Node, channels: Channels) -> None:
-    """Zeros have every factor."""
-    mode = node.attributes.get_string("mode", "constant")
-    fill = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    given = len(node.inputs) < 3 or node.inputs[2] is None or (fill is not None and not fill.any())
-    if given or mode != "constant":
-        same(node, channels)
-    else:
+    """Zeros have every factor, and so have copies along axes of one factor."""
+    pads, fill, axes = ((*node.inputs[1:], None, None, None)[i] for i in range(3))
+    ids = channels.of(node.inputs[0])
+    widths = constant(pads) if pads is not None else node.attributes.get_ints("pads", None)
+    value = node.attributes.get_float("value", 0.0) if fill is None else constant(fill)
+    constant_mode = node.attributes.get_string("mode", "constant") == "constant"
+    if widths is None or (constant_mode and (value is None or np.any(value))):
         _hold(node, channels)
+        return
+    places = range(ids.ndim) if axes is None else constant(axes)
+    along = () if places is None else np.flatnonzero(np.reshape(widths, (2, -1)).any(axis=0))
+    if places is None or any(ids.shape[int(places[i])] > 1 for i in along):
+        _hold(node, channels)
+    else:
+        same(node, channels)
 
 
 def _size(value: ir.Value | None) -> int:
@@ -341,6 +369,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("Conv", "ConvTranspose"), conv),
     **dict.fromkeys(("Add", "Sub", "Sum"), add),
     **dict.fromkeys(("Mul", "Div"), multiply),
+    "BatchNormalization": batch_normalization,
     "Gemm": gemm,
     "MatMul": matmul,
     "Clip": clip,
