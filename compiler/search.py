@@ -2,15 +2,18 @@
 
 What quantizing a layer adds to the error of the answer is nearly independent of the other layers:
 noise powers add. So every layer is measured alone, in one sweep, and the sum predicts the error of
-any set, scaled to what was measured last. Sets are chosen by noise saved per cost until
-the prediction holds, and accepted only where the measured answers do: first on calibration calls,
-then on the samples that the report is held to. From then on the search holds a valid best.
+any set, scaled to what was measured last. The cheapest set whose prediction holds is chosen, and
+accepted only where the measured answers do: first on calibration calls, then on the samples that
+the report is held to. All layers in float are the first valid set, so there is always a best.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from npuc.covering import cover
 from npuc.mixed import End, Exempt, Mixed
 from npuc.prices import Layer
 from npuc.progress import Progress
@@ -20,6 +23,9 @@ MARGIN = 0.5
 """dB above the policy that the search asks for. Lowering flips ties of the rounding, and an answer
 that is a hair above the bar would then be one below it: on the zoo's models flips move the SQNR by
 up to 0.3 dB. A policy that only leaves less room than this is met without a margin."""
+
+STRICT = 0.999
+"""What a prediction must reach of the limit: one that ends on it may fall on either side."""
 
 HOPE = 1.25
 """How far above the limit a cheaper set's prediction may lie for it to be measured all the same:
@@ -141,7 +147,7 @@ class Search:
             if self._holds(kept):
                 break
             self._anchor = kept  # once it is measured: an interrupted search explains with it
-            more = self._cover(kept, self._limit)
+            more = self._cover(kept, STRICT * self._limit)
             if more is None or more == self._every:
                 return  # nothing but all layers meets it, which `_start` has accepted
             kept = more
@@ -153,8 +159,8 @@ class Search:
         at = 0
         while self.best is not None and at < len(self.best):
             self._anchor = self.best
-            node = self._dearest(self.best)[at]
-            other = self._cover(self.best - {node}, HOPE * self._limit, frozenset({node}))
+            banned = frozenset({self._dearest(self.best)[at]})
+            other = self._cover(frozenset(), HOPE * self._limit, banned)
             cheaper = other is not None and self._cost(other) < self._cost(self.best)
             at = 0 if other is not None and cheaper and self._try(other) else at + 1
 
@@ -208,36 +214,22 @@ class Search:
         return float(10 ** (-self._margin / 10))
 
     def _cover(self, kept: Kept, limit: float, banned: Kept = frozenset()) -> Kept | None:
-        """Add layers by gain per cost until the prediction holds; None where none can."""
-        while max(self._predict(kept), default=0.0) > limit:
-            node = self._next(kept, limit, banned)
-            if node is None:
-                return None
-            kept |= {node}
-        return kept
-
-    def _next(self, kept: Kept, limit: float, banned: Kept = frozenset()) -> str | None:
-        """Return the layer that saves most of what exceeds the limit, for its cost."""
-        before = _excess(self._predict(kept), limit)
-        gains = [
-            ((before - _excess(self._predict(kept | {x.node}), limit)) / x.cost, x.node)
-            for x in self.layers
-            if x.node not in kept and x.node not in banned
-        ]
-        gain, node = max(gains, default=(0.0, ""))
-        return node if gain > 0 else None
+        """Add layers, as cheap as can be, until the prediction holds; None where it never does."""
+        excess = np.subtract(self._predict(kept), limit)
+        free = [x for x in self.layers if x.node not in kept and x.node not in banned]
+        saves = np.array([np.multiply(self._alone[x.node], self._scale()) for x in free])
+        costs = np.array([x.cost for x in free])
+        found = cover(excess, saves.reshape(len(free), len(excess)), costs)
+        return None if found is None else kept | {free[i].node for i in found}
 
     def _predict(self, kept: Kept) -> Burden:
-        """Predict a burden: that of floats, and what the quantized layers add.
+        """Predict a burden: that of floats, and what the quantized layers add."""
+        return tuple(np.add(self._floats, np.multiply(self._sum(kept), self._scale())))
 
-        Their sum is scaled so that it is right for the set that was measured last.
-        """
-        here, there = self._sum(kept), self._sum(self._anchor)
-        anchor, floats = self._worst(self._anchor), self._floats
-        return tuple(
-            base + max(0.0, at - base) * (h / t if t > 0 else 1.0)
-            for base, at, h, t in zip(floats, anchor, here, there, strict=True)
-        )
+    def _scale(self) -> Burden:
+        """Return what makes the sum right for the set that was measured last."""
+        parts = zip(self._floats, self._worst(self._anchor), self._sum(self._anchor), strict=True)
+        return tuple(max(0.0, at - base) / total if total > 0 else 1.0 for base, at, total in parts)
 
     def _sum(self, kept: Kept) -> Burden:
         alone = [self._alone[name] for name in sorted(self._every - kept)]
@@ -271,7 +263,3 @@ class Search:
             return None
         worst = max(found, default=0.0)
         return self.bench.policy.sqnr_db - 10 * math.log10(worst) if worst else math.inf
-
-
-def _excess(found: Burden, limit: float) -> float:
-    return sum(max(0.0, value - limit) for value in found)
