@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+from npuc import importance
 from npuc.checkpoint import Checkpoint
 from npuc.observers import Observer
 from npuc.passes.graphs import infer_types
@@ -39,7 +40,8 @@ def collect(
     copy = program.clone()
     infer_types(copy.model)
     names = observed(copy.model, scheme)
-    watching = {tensor: Observer(chosen.bins) for tensor in names}
+    matters = importance.of(copy.model, scheme) if chosen.weighted else {}
+    watching = {tensor: Observer(chosen.bins, matters.get(tensor)) for tensor in names}
     done = stream(
         copy, samples, watching, progress=progress, forecast=forecast, checkpoint=checkpoint
     )

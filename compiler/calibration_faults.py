@@ -48,12 +48,19 @@ def of_ranges(
     what they cost: the distance from what ranges fitted to the held-out samples would give. Without
     them a cost below `FELT` is not noted, and not looked for where all values are foreseen.
     """
-    if not held_out:
+    if not held_out or not ranges:
         return [f"{text}; no other samples are here to tell what that costs" for text in oddities]
     fitted, outside = _held_out(prepared, ranges, held_out)
-    widest = max(outside.items(), key=lambda item: item[1], default=("", 0.0))
-    unused = {n: _span(fitted[n]) / max(_span(ranges[n]), 1e-30) for n in ranges if n in fitted}
-    least = min(unused.items(), key=lambda item: item[1], default=("", 1.0))
+    oddities = [*oddities, *_dead(ranges, fitted)]
+    unused = {
+        name: _span(ends) / _span(ranges[name])
+        for name, ends in fitted.items()
+        if _span(ranges[name])
+    }
+    inputs = {port.name for port in prepared.inputs}
+    # What the user can look at is named rather than what follows from it.
+    widest = max(outside.items(), key=lambda i: (i[1] > OUTSIDE and i[0] in inputs, i[1]))
+    least = min(unused.items(), key=lambda i: (i[1] >= UNUSED or i[0] not in inputs, i[1]))
     if not oddities and widest[1] <= OUTSIDE and least[1] >= UNUSED:
         return []
     cost = _worst(prepared, make({**ranges, **fitted}), held_out) - _worst(
@@ -123,6 +130,18 @@ def _held_out(
     stream(prepared, calls, watching)
     fitted = {n: (w.low, w.high) for n, w in watching.items() if w.low <= w.high}
     return fitted, {n: w.outside / w.total for n, w in watching.items() if w.total}
+
+
+def _dead(ranges: Ranges, fitted: Mapping[str, Range]) -> list[str]:
+    """Say which tensors calibration never saw anything of."""
+    found = [n for n, ends in fitted.items() if tuple(ranges[n]) == (0, 0) and any(ends)]
+    if not found:
+        return []
+    names = ", ".join(map(repr, found[:3])) + (f" and {len(found) - 3} more" * (len(found) > 3))
+    return [
+        f"always zero in calibration, but not on the held-out samples: {names}; what reads them "
+        "stays in float"
+    ]
 
 
 def _worst(original: Program, quantized: Program, calls: Sequence[Tensors]) -> float:

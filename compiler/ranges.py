@@ -111,7 +111,7 @@ class Table:
         stats = {n: _unpacked(n, c, faults) for n, c in channels.items()}
         if faults:
             raise ArtifactError(
-                f"{source} has {len(faults)} faults:\n  " + "\n  ".join(faults),
+                f"{source} is not sound:\n  " + "\n  ".join(faults),
                 hint="mend these lines, or delete the file to calibrate anew",
             )
         ranges = Ranges(chosen, seen, data["samples"], data["observer"])
