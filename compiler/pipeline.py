@@ -22,6 +22,7 @@ from npuc import (
 )
 from npuc import samples as sampling
 from npuc.answers import Reference
+from npuc.coders import Coder, coder
 from npuc.errors import NpucError, OutputError, UsageError
 from npuc.export import export
 from npuc.jsonable import canonical
@@ -33,7 +34,7 @@ from npuc.originals import Calls
 from npuc.passes import standard
 from npuc.passes.base import Pass, Watch, run
 from npuc.policy import Policy
-from npuc.profile import Profile
+from npuc.profile import FLOATS, Profile
 from npuc.program import Program, Tensors
 from npuc.progress import Progress, Silent
 from npuc.quantization import Choices, Quantizer
@@ -220,6 +221,9 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
     placed = _Placed(target, path, profile, precision, crossing, program, calls, numerics)
     if precision == "float":
         return _finish(job, placed, validator)
+    if precision in FLOATS:
+        floats = coder(precision, program, calls, profile, job.choices, shown)
+        return _finish(job, placed, validator, floats)
     quantizer = Quantizer(program, calls, profile, job.choices, watch=watch, progress=shown)
     placed = replace(placed, program=quantizer.prepared)
     if job.budget is None:
@@ -237,7 +241,7 @@ def _finish(
     job: _Job,
     at: _Placed,
     validator: Validator,
-    quantizer: Quantizer | None = None,
+    quantizer: Quantizer | Coder | None = None,
     mixed: Mixed | None = None,
 ) -> Compiled:
     """Quantize, lower, check and write one program; the report is its own."""
@@ -293,13 +297,13 @@ def _layers(
     quantized: Program,
     program: Program,
     validator: Validator,
-    quantizer: Quantizer | None,
+    quantizer: Quantizer | Coder | None,
 ) -> layers.Layers:
     """Compare what runs with the float program, on what the report's numbers are of."""
     samples = validator.reference.samples[: layers.CALLS]
     calls = _parts(samples, at.program, validator.exported)[: layers.CALLS]
     places = source_lines.known(validator.exported.model)
-    if quantizer is None:
+    if not isinstance(quantizer, Quantizer):
         return layers.measure(at.program, program, calls, places=places)
     return layers.measure(
         at.program, quantized, calls, device=program if at.numerics else None,

@@ -37,12 +37,13 @@ class Cpu:
     def lower(self, program: Program, options: LowerOptions, workdir: Path) -> Payload:
         """Compile; raises `UnsupportedError`, `ToolchainError` or `UsageError`."""
         done = tvm.lower(program, cpu=options.cpu, fallback=options.fallback)
+        note = self.profile.get(f"notes.{options.precision}")
         return Payload(
             files=done.files,
             evidence=done.evidence,
             toolchain=done.toolchain,
             placement=done.placement,
-            notes=done.notes,
+            notes=(*done.notes, *([str(note)] if note else [])),
             settings={"cpu": options.cpu, "fallback": options.fallback},
             runs_here=done.runs_here,
         )
