@@ -49,7 +49,7 @@ class Equalize(Pass):
         infer_types(model)
         channels = trace(model, RULES)
         logs = _factors(model, channels, scheme, self.statistics)
-        changes = _apply(model, channels.absorbed, logs)
+        changes = rescale(model, channels.absorbed, logs)
         return Result(changes, tuple(dict.fromkeys(channels.refusals)))
 
 
@@ -86,7 +86,11 @@ def _factors(
     return np.where(np.abs(logs) > NEAR, logs, 0.0)
 
 
-def _apply(model: ir.Model, absorbed: list[Absorbed], logs: Array) -> int:
+def rescale(model: ir.Model, absorbed: list[Absorbed], logs: Array) -> int:
+    """Scale constants in place by the factors whose logarithms are given; return how many.
+
+    `logs` has an entry per number of `Channels.variables`, 0 where that is held.
+    """
     names = Names(model)
     changed: dict[tuple[ir.Node, int], Array] = {}
     for item in absorbed:

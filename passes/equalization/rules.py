@@ -143,7 +143,7 @@ def normalization(node: ir.Node, channels: Channels) -> None:
 
 
 def batch_normalization(node: ir.Node, channels: Channels) -> None:
-    """(x - m)/σ·g + o: the mean and g take the input's factors, g and o give the output's."""
+    """g·(x - m)/√v + o: the mean and g take the input's factors, g and o give the output's."""
     inputs = channels.vector(node.inputs[0], 1)
     training = node.attributes.get_int("training_mode", 0) == 1
     if inputs is None or training or not channels.owned(node, 1, 2, 3):
