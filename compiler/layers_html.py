@@ -110,9 +110,10 @@ def _worst(found: Layers) -> str:
         )  # fmt: skip
     head = (
         "", "layer", "op", "born here", "weights alone", "inputs alone",
-        f"output, this in float (now {number(found.output)})", "source",
+        "output, this in float", "source",
     )  # fmt: skip
-    return f"<h3>Where most is born</h3>{drawing.table(head, rows, ('', '', '', *'nnnn', ''))}"
+    now = f"<p>The output has {escape(decibels(found.output))} now.</p>"
+    return f"<h3>Where most is born</h3>{now}{drawing.table(head, rows, ('', '', '', *'nnnn', ''))}"
 
 
 def _charts(found: Layers) -> str:

@@ -53,7 +53,8 @@ def finding(found: Layers) -> str:
         return "nothing is lost in any layer"
     layer = found.find(culprit.tensor)
     place = f" ({layer.place})" if layer.place else ""
-    said = f"{layer.title}{place} costs most: {decibels(layer.born)} is born there"
+    most = "costs most" if _helps(culprit, found) else "is where most is born"
+    said = f"{layer.title}{place} {most}: {decibels(layer.born)} on its own"
     reasons = [*_gain(culprit, found), *_reasons(layer, culprit, found)]
     return "; ".join([said, *reasons])
 
@@ -129,7 +130,7 @@ def _gain(culprit: Culprit, found: Layers) -> list[str]:
     if _helps(culprit, found):
         return [f"left in float, it brings the output from {was} to {became}"]
     return [
-        f"no layer alone is to blame: left in float, it brings the output from {was} to {became}"
+        f"but no layer alone is to blame: left in float, it brings the output from {was} to {became}"
     ]
 
 

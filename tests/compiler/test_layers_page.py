@@ -114,7 +114,7 @@ def test_the_page_shows_all_of_the_report(whole: Callable[[str], None]) -> None:
     shown = text_of(html)
     for words in (
         "m.pt → chip (int8)", "FAILED", "out: SQNR 11.5 dB", "batch=4", "a note",
-        "Conv &#x27;conv1&#x27; (net.py:12 body.0) costs most: 12.3 dB is born there",
+        "Conv &#x27;conv1&#x27; (net.py:12 body.0) costs most: 12.3 dB on its own",
         "from 11.5 dB to 31.2 dB", "Try --skip conv1 ,", "3 of 96 channels", "codes reach [0, 4]",
         "one code is worth 0.0157", "TopK host", "Tensors that cross per call: 1, 16 B",
         "At least 2 µs", "int8.ops all (assumed)", "torch 2.9", "NaN", "&lt;0.01%",
