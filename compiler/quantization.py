@@ -9,19 +9,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from npuc import bias_shifts, margins, rounding
 from npuc import calibration_faults as faults
-from npuc import margins, rounding
 from npuc.calibrator import Calibrator
 from npuc.channel_stats import ChannelStatistics
 from npuc.errors import UsageError
+from npuc.hosting import hosted, without_floats
 from npuc.passes.base import Watch, run
+from npuc.passes.correct_bias import CorrectBias
 from npuc.passes.equalize import Equalize, factors, observed
 from npuc.passes.quantize import Quantize
 from npuc.profile import IntScheme, Profile
 from npuc.program import Program, Tensors
 from npuc.progress import Progress, Silent
 from npuc.ranges import Range, Ranges
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,7 @@ class Choices:
     observer: str | None = None
     skip: tuple[str, ...] = ()
     equalize: bool = True
+    correct_bias: bool = True
     table: Path | None = None
     rounding: str = rounding.DEFAULT
 
@@ -55,10 +63,11 @@ class Quantizer:
         self.choices, self.watch = choices or Choices(), watch
         self.progress = progress or Silent()
         known = [node.name or "" for node in program.model.graph.all_nodes()]
-        _check_skipped(self.choices.skip, known)
+        check_skipped(self.choices.skip, known)
         rounding.check(self.choices.rounding)
         self._notes: list[str] | None = None
         self._expected: Mapping[str, ChannelStatistics] = {}
+        self._shifts: Mapping[str, Array] | None = None
 
     @property
     def scheme(self) -> IntScheme:
@@ -90,16 +99,35 @@ class Quantizer:
             self._expected = {name: seen[name].divided(by) for name, by in divisors.items()}
         return after
 
+    def floats(self, skip: Sequence[str] = ()) -> Program:
+        """Return the prepared program, with `skip` on the host where the device has no floats."""
+        if not skip or not without_floats(self.profile):
+            return self.prepared
+        return hosted(self.prepared, skip, self.scheme)
+
     @cached_property
     def ranges(self) -> Ranges:
         """The range of every tensor that is coded."""
         return self.calibrator.ranges(self.prepared, self._expected)
 
     def program(self, skip: Sequence[str] = (), watch: Watch | None = None) -> Program:
-        """Return the integer program that leaves the nodes named in `skip` in float."""
+        """Return the integer program that leaves the nodes named in `skip` in float.
+
+        Shifts are measured once, with all nodes quantized: each is its own product's alone.
+        """
+        program = self._coded(skip, watch)
+        if not self.choices.correct_bias or not self.calls:
+            return program
+        if self._shifts is None:
+            whole = self._coded() if skip else program
+            self._shifts = bias_shifts.measure(whole, self.prepared, self.calls, self.progress)
+        self.progress.stage(CorrectBias.name)
+        return run(program, [CorrectBias(self._shifts)], self.profile, watch)
+
+    def _coded(self, skip: Sequence[str] = (), watch: Watch | None = None) -> Program:
         quantize = Quantize(self.ranges, (*self.choices.skip, *skip))
         self.progress.stage(quantize.name)
-        program = run(self.prepared, [quantize], self.profile, watch)
+        program = run(self.floats(skip), [quantize], self.profile, watch)
         method = self.choices.rounding
         if method == rounding.NEAREST:
             return program
@@ -127,7 +155,7 @@ class Quantizer:
         return run(self.prepared, [Quantize(ranges, self.choices.skip)], self.profile)
 
 
-def _check_skipped(skip: Sequence[str], names: Sequence[str]) -> None:
+def check_skipped(skip: Sequence[str], names: Sequence[str]) -> None:
     if unknown := [name for name in skip if name not in names]:
         near = [f"did you mean {n!r}?" for n in difflib.get_close_matches(unknown[0], names, 1)]
         hint = "".join(near) or "--dump FOLDER writes every program"
