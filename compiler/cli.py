@@ -74,7 +74,19 @@ def cli() -> None:
 @click.option(
     "--observer",
     metavar="NAME",
-    help="How ranges are found: min-max, percentile, entropy or mse.  [default: the target's own]",
+    help="How ranges are found: min-max, percentile, entropy, mse or output.  "
+    "[default: the target's own]",
+)
+@click.option(
+    "--calibration-table",
+    type=FILE,
+    help="Ranges to use, to review or to edit; written where there is no such file yet.",
+)
+@click.option(
+    "--rounding",
+    metavar="NAME",
+    help="How weights become codes: nearest, or learned on the calibration data by gptq or "
+    "adaround (slow).  [default: nearest]",
 )
 @opset_option
 @click.option(

@@ -99,6 +99,7 @@ def catalogue() -> Mapping[str, type[Pass]]:
     from npuc.passes.fold_batchnorm import FoldBatchNorm
     from npuc.passes.fold_constants import FoldConstants
     from npuc.passes.integer_arithmetic import IntegerArithmetic
+    from npuc.passes.learn_rounding import LearnRounding
     from npuc.passes.lower_opset import LowerOpset
     from npuc.passes.narrow_int64 import NarrowInt64
     from npuc.passes.quantize import Quantize
@@ -118,6 +119,7 @@ def catalogue() -> Mapping[str, type[Pass]]:
         FoldBatchNorm,
         FoldConstants,
         IntegerArithmetic,
+        LearnRounding,
         LowerOpset,
         NarrowInt64,
         Quantize,
