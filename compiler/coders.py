@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from npuc.factor_coder import FactorCoder
 from npuc.passes.base import Watch
-from npuc.profile import Profile
+from npuc.profile import FLOAT8, Profile
 from npuc.program import Program, Tensors
 from npuc.progress import Progress
 from npuc.quantization import Choices
@@ -34,4 +35,6 @@ def coder(
     progress: Progress,
 ) -> Coder:
     """Return the coder of a precision of `npuc.profile.FLOATS` other than "float"."""
+    if precision in FLOAT8:
+        return FactorCoder(program, calls, profile, precision, choices, progress=progress)
     return WeightCoder(program, calls, profile, precision, choices, progress=progress)

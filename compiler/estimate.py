@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from npuc.partition import on_host
 from npuc.passes.graphs import constant, label
-from npuc.profile import Fact, Profile
+from npuc.profile import FLOAT8, Fact, Profile
 from npuc.program import Program
 from npuc.text import section, size
 
@@ -38,6 +38,9 @@ FREE = frozenset(
      "Squeeze", "Unsqueeze"}
 )  # fmt: skip
 """Operators that need not compute or move anything: they rename, or belong to their reader."""
+
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Operators with weights that are coded alone, and with factors that are 8-bit floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +119,9 @@ def estimate(program: Program, profile: Profile, precision: str) -> Estimate:
     """Bound one call of a static float program on a device; nothing is run.
 
     The operators of the profile's integer scheme count at its integer rate, with one byte per
-    value and a weight's own bits, unless `precision` is "float"; everything else at the float
-    rate and width.
+    value and a weight's own bits; at "fp8" products count at its rate and one byte per value.
+    Where weights alone are coded they count their bits, without scales; everything else counts at
+    the float rate and width.
     """
     rates = _Rates.of(profile, precision)
     nodes = [node for node in program.model.graph if node.op_type not in FREE]
@@ -150,26 +154,29 @@ def estimate(program: Program, profile: Profile, precision: str) -> Estimate:
 class _Rates:
     """Operations and bytes per second, on-chip bytes, and the width of values in bytes."""
 
-    integer: float | None
+    coded: float | None
     real: float | None
     bandwidth: float | None
     sram: int | None
-    integer_ops: frozenset[str]
+    coded_ops: frozenset[str]
     width: int
+    data_bits: int
     weight_bits: int
     facts: Mapping[str, Fact]
     missing: tuple[str, ...]
 
     @classmethod
     def of(cls, profile: Profile, precision: str) -> "_Rates":
-        scheme = profile.scheme(precision)
+        scheme, weights = profile.scheme(precision), profile.weight_scheme(precision)
+        short = precision in FLOAT8
         whole = scheme is not None and scheme.whole
         formats = profile.float_formats
         width = 1 if whole else 2 if formats else 4
         names = ["peak.fp16_tflops", "peak.bf16_tflops"] if formats else ["peak.fp32_tflops"]
         real = next((n for n in names if n in profile.facts), names[0])
         used = {"sram": "sram.mb_total", "bandwidth": "memory.gb_per_s"}
-        used |= {"integer": "peak.int8_tops"} if scheme is not None else {}
+        used |= {"coded": "peak.int8_tops"} if scheme is not None else {}
+        used |= {"coded": "peak.fp8_tflops"} if short else {}
         used |= {} if whole else {"real": real}
         value = {role: profile.get(name) for role, name in used.items()}
         found = {name: profile.facts[name] for name in used.values() if name in profile.facts}
@@ -177,27 +184,34 @@ class _Rates:
         def scaled(role: str, unit: float) -> float | None:
             return None if value.get(role) is None else float(value[role]) * unit
 
-        integer, sram = scaled("integer", 1e12), scaled("sram", 1e6)
+        coded, sram = scaled("coded", 1e12), scaled("sram", 1e6)
+        real_rate = coded if whole else scaled("real", 1e12)
+        ops = PRODUCTS if short or weights is not None else frozenset[str]()
         return cls(
-            integer,
-            scaled("real", 1e12) if not whole else integer,
+            real_rate if weights is not None else coded,
+            real_rate,
             scaled("bandwidth", 1e9),
             None if sram is None else int(sram),
-            scheme.ops if scheme is not None else frozenset(),
+            scheme.ops if scheme is not None else ops,
             width,
-            scheme.weight_bits if scheme is not None else 8 * width,
+            8 if weights is None else 8 * width,
+            scheme.weight_bits
+            if scheme is not None
+            else weights.bits
+            if weights is not None
+            else 8,
             found,
             tuple(name for name in used.values() if name not in found),
         )
 
     def rate(self, node: ir.Node) -> float | None:
-        return self.integer if node.op_type in self.integer_ops else self.real
+        return self.coded if node.op_type in self.coded_ops else self.real
 
 
 def _work(node: ir.Node, rates: _Rates) -> tuple[int, int, int]:
     """Return (operations, bytes of weights, bytes of activations) of one node."""
-    coded = node.op_type in rates.integer_ops
-    bits = 8 if coded else 8 * rates.width
+    coded = node.op_type in rates.coded_ops
+    bits = rates.data_bits if coded else 8 * rates.width
     weights = activations = 0
     for value in (*node.inputs, *node.outputs):
         if value is None or value.dtype is None:

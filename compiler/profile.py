@@ -31,7 +31,10 @@ A profile that knows better states ``<precision>.<fact>`` instead (see `Profile.
 WEIGHTS: Mapping[str, int] = {"w4a16": 4, "w8a16": 8}
 """Precision → the bits of its weights, which alone are coded: it computes in the target's float."""
 
-FLOATS = ("float", *WEIGHTS, "fp8")
+FLOAT8: Mapping[str, str] = {"fp8": "e4m3", "fp8-e5m2": "e5m2"}
+"""Precision → the 8-bit float that the factors of products are rounded to."""
+
+FLOATS = ("float", *WEIGHTS, *FLOAT8)
 """Precisions without an integer scheme."""
 
 

@@ -14,7 +14,7 @@ from npuc.passes.weight_only import WeightOnly, summary
 from npuc.profile import Profile, WeightScheme
 from npuc.program import Program, Tensors
 from npuc.progress import Progress, Silent
-from npuc.quantization import Choices
+from npuc.quantization import Choices, check_skipped
 from npuc.taps import Taps
 
 WIDER = 8
@@ -47,6 +47,7 @@ class WeightCoder:
         self.prepared, self.calls, self.profile = program, calls, profile
         self.skip = (choices or Choices()).skip
         self.progress = progress or Silent()
+        check_skipped(self.skip, [n.name or "" for n in program.model.graph.all_nodes()])
 
     @cached_property
     def sites(self) -> Mapping[str, tuple[Matrix, ...]]:

@@ -17,7 +17,7 @@ LAYERS = (
     "passes features legality ledger remedies",
     "side_by_side codings culprits layers layers_text "
     "taps checkpoint forecast streaming importance channel_stats ranges calibrator calibration_faults "
-    "observers thresholds calibrate second_moments gptq adaround rounding hosting quantization compensate weight_coder coders capture torchscript weights calls floors "
+    "observers thresholds calibrate second_moments gptq adaround rounding hosting quantization compensate weight_coder factor_coder coders capture torchscript weights calls floors "
     "answers record reference samples stored artifact models estimate",
     "targets",
     "plugins load export policy",

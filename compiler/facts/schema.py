@@ -168,6 +168,7 @@ SCHEMA: dict[str, Kind] = {
     "w8a16.symmetric": FLAG,
     # --- floats
     "notes.fp8": TEXT,
+    "notes.fp8-e5m2": TEXT,
     "float.name": TEXT,
     "float.bits": between(8, 32),
     "float.mantissa_max": between(1, 23),
