@@ -26,8 +26,7 @@ Make = Callable[[Mapping[str, Range]], Program]
 def of_calls(calls: Sequence[Tensors], program: Program) -> list[str]:
     """Say what is odd about calibration calls by themselves."""
     found = []
-    batch = {port.shape[0] if port.shape else 1 for port in program.inputs}
-    if len(calls) == 1 and batch <= {1}:
+    if len(calls) == 1 and all(array.shape[:1] in ((), (1,)) for array in calls[0].values()):
         found.append("there is a single calibration sample: ranges are what it happens to hold")
     elif len(calls) > 1 and all(_same(calls[0], call) for call in calls[1:]):
         found.append(f"all {len(calls)} calibration samples are the same one")
@@ -59,8 +58,14 @@ def of_ranges(
     }
     inputs = {port.name for port in prepared.inputs}
     # What the user can look at is named rather than what follows from it.
-    widest = max(outside.items(), key=lambda i: (i[1] > OUTSIDE and i[0] in inputs, i[1]))
-    least = min(unused.items(), key=lambda i: (i[1] >= UNUSED or i[0] not in inputs, i[1]))
+    widest = max(
+        outside.items(), key=lambda i: (i[1] > OUTSIDE and i[0] in inputs, i[1]), default=("", 0.0)
+    )
+    least = min(
+        unused.items(),
+        key=lambda i: (i[1] >= UNUSED or i[0] not in inputs, i[1]),
+        default=("", 1.0),
+    )
     if not oddities and widest[1] <= OUTSIDE and least[1] >= UNUSED:
         return []
     cost = _worst(prepared, make({**ranges, **fitted}), held_out) - _worst(

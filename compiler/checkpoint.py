@@ -50,7 +50,7 @@ class Checkpoint:
         if not self.path.exists():
             return 0
         try:
-            with np.load(self.path, allow_pickle=False) as data:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 about = json.loads(str(data[_ABOUT]))
                 if about["key"] != self.key or about["names"] != list(watchers):
                     return 0

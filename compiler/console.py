@@ -74,8 +74,9 @@ def guarded(verb: Callable[[], int]) -> int:
     except NpucError as error:
         complain(str(error))
         return error.exit_code
-    except KeyboardInterrupt:
-        print("npuc: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        kept = getattr(stopped, "__notes__", [])
+        complain("; ".join(["interrupted", *kept]))
         return INTERRUPTED
     except BrokenPipeError:
         _discard_stdout()

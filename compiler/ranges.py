@@ -123,9 +123,8 @@ class Table:
         for name in self.ranges:
             if name not in names:
                 near = difflib.get_close_matches(name, names, 1)
-                faults.append(
-                    f"there is no tensor {name!r} to code" + (f"; is it {near[0]!r}?" * bool(near))
-                )
+                hint = f"; is it {near[0]!r}?" if near else ""
+                faults.append(f"there is no tensor {name!r} to code{hint}")
         if faults:
             raise UsageError(
                 f"{path} does not fit this program:\n  " + "\n  ".join(faults),
