@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from npuc import channel_stats
+from npuc.passes.biases import matrix, response
 from npuc.passes.graphs import constant
 from npuc.passes.qdq.sites import dequantized
 from npuc.program import Program, Tensors
@@ -26,17 +27,8 @@ class _Product:
     real: str
     axis: int
     codes: Array
-    """The weight that the codes stand for, [outputs, inputs of a group]: a kernel is summed up."""
+    """What the codes stand for, as `npuc.passes.biases.matrix` has it; `weight` the same before."""
     weight: Array
-
-    def shift(self, coded: Array, real: Array) -> Array:
-        """Return E[ŵ·x̂] - E[w·x] per output, given the means of x̂ and x per channel."""
-        per_group = self.weight.shape[1]
-        repeats = self.weight.shape[0] * per_group // max(real.size, 1)
-        means = [np.repeat(m.reshape(-1, per_group), repeats, axis=0) for m in (coded, real)]
-        return np.asarray(
-            (self.codes * means[0]).sum(axis=1) - (self.weight * means[1]).sum(axis=1)
-        )
 
 
 def measure(
@@ -61,7 +53,8 @@ def measure(
     shown.stage("measure shifts")
     seen = channel_stats.collect(program, calls, axes, progress=shown.advance)
     return {
-        item.node.name or "": item.shift(seen[item.data].mean, seen[item.real].mean)
+        item.node.name or "": response(item.codes, seen[item.data].mean)
+        - response(item.weight, seen[item.real].mean)
         for item in products
         if item.data in seen and item.real in seen
     }
@@ -82,15 +75,11 @@ def _products(program: Program, reference: Program) -> Iterator[_Product]:
         if data is None or weight is None or float_weight is None or not dequantized(data):
             continue
         before = _before(data, known)
-        if before is None or weight.ndim < 2 or (node.op_type == "MatMul" and weight.ndim > 2):
+        sides = [matrix(node, w) for w in (weight, float_weight)]
+        if before is None or sides[0] is None or sides[1] is None:
             continue
-        conv = node.op_type == "Conv"
-        turned = node.op_type == "MatMul" or not node.attributes.get_int("transB", 0)
-        sides = [
-            w.reshape(*w.shape[:2], -1).sum(axis=2) if conv else w.T if turned else w
-            for w in (weight, float_weight.astype(np.float64))
-        ]
-        yield _Product(node, data.name or "", before, 1 if conv else -1, *sides)
+        axis = 1 if node.op_type == "Conv" else -1
+        yield _Product(node, data.name or "", before, axis, sides[0], sides[1])
 
 
 def _before(data: ir.Value, known: set[str | None]) -> str | None:

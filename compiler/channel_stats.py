@@ -38,6 +38,12 @@ class ChannelStatistics:
         ends = self.low / by, self.high / by
         return ChannelStatistics(*ends, self.mean / by, self.square / by**2, self.count)
 
+    def less(self, offset: Array) -> "ChannelStatistics":
+        """Return the statistics of a tensor from whose channels an offset was subtracted."""
+        ends = self.low - offset, self.high - offset
+        square = self.square - 2 * offset * self.mean + offset**2
+        return ChannelStatistics(*ends, self.mean - offset, square, self.count)
+
 
 class ChannelObserver:
     """Watches one tensor go by, channel by channel, in memory of a few floats per channel.

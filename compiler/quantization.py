@@ -20,8 +20,10 @@ from npuc.channel_stats import ChannelStatistics
 from npuc.errors import UsageError
 from npuc.hosting import hosted, without_floats
 from npuc.passes.base import Watch, run
+from npuc.passes.center import Center, offsets
 from npuc.passes.correct_bias import CorrectBias
 from npuc.passes.equalize import Equalize, factors, observed
+from npuc.passes.learn_rounding import LearnRounding
 from npuc.passes.quantize import Quantize
 from npuc.profile import IntScheme, Profile
 from npuc.program import Program, Tensors
@@ -68,6 +70,7 @@ class Quantizer:
         self._notes: list[str] | None = None
         self._expected: Mapping[str, ChannelStatistics] = {}
         self._shifts: Mapping[str, Array] | None = None
+        self._learned: LearnRounding | None = None
 
     @property
     def scheme(self) -> IntScheme:
@@ -94,10 +97,17 @@ class Quantizer:
         seen = margins.extended(self.calibrator.channels(program, axes))
         self.progress.stage(Equalize.name)
         after = run(program, [Equalize(seen)], self.profile, self.watch)
-        if not after.steps[-1].rolled_back:
-            divisors = factors(program.model.clone(), self.scheme, seen)
-            self._expected = {name: seen[name].divided(by) for name, by in divisors.items()}
-        return after
+        if after.steps[-1].rolled_back:
+            return after
+        divisors = factors(program.model.clone(), self.scheme, seen)
+        seen |= {name: seen[name].divided(by) for name, by in divisors.items()}
+        self.progress.stage(Center.name)
+        centered = run(after, [Center(seen)], self.profile, self.watch)
+        if not centered.steps[-1].rolled_back:
+            moved = offsets(after.model.clone(), self.scheme, seen)
+            seen |= {name: seen[name].less(by) for name, by in moved.items()}
+        self._expected = {name: seen[name] for name in seen if name in divisors}
+        return centered
 
     def floats(self, skip: Sequence[str] = ()) -> Program:
         """Return the prepared program, with `skip` on the host where the device has no floats."""
@@ -116,11 +126,15 @@ class Quantizer:
         Shifts are measured once, with all nodes quantized: each is its own product's alone.
         """
         program = self._coded(skip, watch)
-        if not self.choices.correct_bias or not self.calls:
+        if not self.choices.correct_bias:
             return program
         if self._shifts is None:
             whole = self._coded() if skip else program
-            self._shifts = bias_shifts.measure(whole, self.prepared, self.calls, self.progress)
+            self._shifts = self.calibrator.shifts(
+                lambda: bias_shifts.measure(whole, self.prepared, self.calls, self.progress)
+            )
+        if not self._shifts:
+            return program
         self.progress.stage(CorrectBias.name)
         return run(program, [CorrectBias(self._shifts)], self.profile, watch)
 
@@ -131,11 +145,13 @@ class Quantizer:
         method = self.choices.rounding
         if method == rounding.NEAREST:
             return program
-        self.progress.stage(f"learn rounding ({method})")
-        return rounding.learn(
-            program, self.prepared, self.calls, self.profile, method,
-            watch=watch, progress=self.progress,
-        )  # fmt: skip
+        if self._learned is None:  # once: where nodes stay in float, the rest keeps its codes
+            plain = self._plain(self.ranges) if skip else program
+            self.progress.stage(f"learn rounding ({method})")
+            self._learned = rounding.learn(
+                plain, self.prepared, self.calls, self.profile, method, progress=self.progress
+            )
+        return run(program, [self._learned], self.profile, watch)
 
     def notes(self, held_out: Sequence[Tensors]) -> list[str]:
         """Say what the ranges rest on, and what is wrong with that (`calibration_faults`).
