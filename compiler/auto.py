@@ -1,8 +1,9 @@
 """`--precision auto`: keep in float what a policy needs, held to the bars of the report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from npuc import prices, source_lines
+from npuc.hosting import without_floats
 from npuc.metrics import differences
 from npuc.mixed import Mixed
 from npuc.passes.base import Pass, run
@@ -25,22 +26,27 @@ def find(
     budget: float,
     found: Callable[[Mixed], None],
     progress: Progress,
+    fixed: Collection[str] | None = (),
 ) -> Mixed:
     """Search for `budget` seconds at most; returns the cheapest valid assignment, or the best.
 
     Measures on calibration calls, and accepts what also meets the policy on the recorded samples,
     at every step that the report holds to it.
-    `found` is called with a valid assignment at the end of each stage. The last measurement may
-    end after the budget does; Ctrl-C ends the search, not the compile.
+    `found` is called with a valid assignment at the end of each stage. `fixed` are operators that
+    must not go to the host, None where none may: that counts for devices without floats. The last
+    measurement may end after the budget does; Ctrl-C ends the search, not the compile.
     """
     clock = Clock(budget)
     integers = quantizer.program()
     bench = Bench(quantizer, numerics, quantizer.calls, validator.policy, clock)
     places = source_lines.known(validator.exported.model)
     layers = prices.layers(quantizer.prepared, integers, quantizer.profile, places)
-    judge = _Judge(bench, validator)
-    form = prices.form(quantizer.profile)
-    return Search(bench, layers, form, judge, found, progress).run()
+    judge, form = _Judge(bench, validator), prices.form(quantizer.profile)
+    if not without_floats(quantizer.profile):
+        return Search(bench, layers, form, judge, found, progress).run()
+    free = [layer for layer in layers if fixed is not None and layer.op not in fixed]
+    note = "" if fixed is not None else "the device has no floats, and nothing may be on the host"
+    return Search(bench, free, form, judge, found, progress, host=True, note=note).run()
 
 
 class _Judge:

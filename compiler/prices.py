@@ -2,16 +2,19 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import onnx_ir as ir
 
 from npuc.estimate import Estimate, estimate
-from npuc.passes.graphs import infer_types, label
+from npuc.hosting import without_floats
+from npuc.passes.graphs import constant, infer_types, label
 from npuc.passes.qdq.results import absorbed, listed
 from npuc.passes.qdq.sites import dequantized
 from npuc.profile import IntScheme, Profile
 from npuc.program import Program
 from npuc.source_lines import line, module, restore
+from npuc.text import size
 
 FORMS: Mapping[str, str] = {"e8m7": "bf16", "e5m10": "fp16"}
 """What people call float formats."""
@@ -26,7 +29,9 @@ class Layer:
     """A quantized node that could stay in float.
 
     `operations` are multiply-adds counted twice, as `npuc.estimate` counts. `share` is what float
-    costs: of the estimated time of the int8 model where `timed`, else of its operations.
+    costs: of the estimated time of the int8 model where `timed`, else of its operations. `crossing`
+    is what crosses between device and host in one call, in bytes, where float means the host; it
+    counts as the share `moved` of all values that the layers read and make.
     """
 
     node: str
@@ -36,11 +41,13 @@ class Layer:
     operations: int
     share: float
     timed: bool
+    crossing: int = 0
+    moved: float = 0.0
 
     @property
     def cost(self) -> float:
         """What the search adds up."""
-        return max(self.share, LEAST)
+        return max(self.share + self.moved, LEAST)
 
     @property
     def title(self) -> str:
@@ -51,13 +58,16 @@ class Layer:
     @property
     def price(self) -> str:
         """Say what float costs."""
-        return (
-            f"+{self.share:.1%} estimated time" if self.timed else f"{self.share:.1%} of the work"
-        )
+        share = f"{self.share:.1%}" if self.share >= 0.0005 else "<0.1%"
+        if self.crossing:
+            return f"{share} of the work and {size(self.crossing)} to cross per call"
+        return f"+{share} estimated time" if self.timed else f"{share} of the work"
 
 
 def form(profile: Profile) -> str:
     """Name the float that a device computes in, where it computes no integers."""
+    if without_floats(profile):
+        return "float32 on the host"
     formats = profile.float_formats
     return FORMS.get(formats[0].name, formats[0].name) if formats else "float32"
 
@@ -81,13 +91,17 @@ def layers(
     restore(copy.model, places or {})
     names = set(quantized(integers.model, scheme))
     nodes = {label(node): node for node in copy.model.graph if node.name in names}
-    int8, real = (estimate(copy, profile, name) for name in ("int8", "float"))
+    int8 = estimate(copy, profile, "int8")
+    real = int8 if without_floats(profile) else estimate(copy, profile, "float")
     shares, timed = _shares(int8, real)
     operations = {layer.name: layer.operations for layer in int8.layers}
+    host = without_floats(profile)
+    crossing = {name: _crossing(node) if host else 0 for name, node in nodes.items()}
+    whole = max(1, sum(crossing.values()))
     return tuple(
         Layer(
             name, node.op_type, module(node), line(node), operations.get(name, 0),
-            shares.get(name, 0.0), timed,
+            shares.get(name, 0.0), timed, crossing[name], crossing[name] / whole,
         )
         for name, node in nodes.items()
     )  # fmt: skip
@@ -102,6 +116,13 @@ def quantized(model: ir.Model, scheme: IntScheme) -> Iterable[str]:
             yield node.name
 
 
+def _crossing(node: ir.Node) -> int:
+    """Return the bytes of a node's activations in float32, each way."""
+    values = [v for v in (*node.inputs, *node.outputs) if v is not None and constant(v) is None]
+    shapes = [v.shape.numpy() for v in values if v.shape is not None and v.shape.is_static()]
+    return 4 * sum(map(prod, shapes))
+
+
 def _shares(int8: Estimate, real: Estimate) -> tuple[dict[str, float], bool]:
     """Return what each layer costs in float, and whether that is time.
 
@@ -109,7 +130,7 @@ def _shares(int8: Estimate, real: Estimate) -> tuple[dict[str, float], bool]:
     """
     total = int8.seconds
     unknown = any(name.startswith("peak.") for name in (*int8.missing, *real.missing))
-    if not total or unknown:
+    if not total or unknown or real is int8:  # the host's time is not known
         work = max(1, int8.operations)
         return {layer.name: layer.operations / work for layer in int8.layers}, False
     before = {layer.name: layer.seconds or 0.0 for layer in int8.layers}

@@ -38,7 +38,8 @@ class Search:
 
     `judge` measures an assignment on the recorded samples, at every step the report looks at; it
     is asked about what holds on calibration calls, since it runs many more. `found` is told
-    of a valid best at the end of a stage, so that it can be kept safe.
+    of a valid best at the end of a stage, so that it can be kept safe. `host` says that floats are
+    the host's: then all layers in float are the last resort, not the first best.
     """
 
     bench: Bench
@@ -50,6 +51,7 @@ class Search:
     best: Kept | None = None
     end: End = "going on"
     note: str = ""
+    host: bool = False
     _margin: float = MARGIN
     _alone: Mapping[str, Burden] = field(default_factory=dict)
     _anchor: Kept = frozenset()
@@ -94,7 +96,7 @@ class Search:
             self._accept(none)
             return
         if not self.layers:
-            self.note = "no layer is quantized: there is nothing to keep in float"
+            self.note = self.note or "no layer can be kept in float"
             return
         if not self._start():
             return
@@ -118,8 +120,9 @@ class Search:
                 )
                 return False
             self.note = f"met without the usual margin of {MARGIN:g} dB"
-        self._accept(self._every)
-        self.found(self.result())
+        if not self.host:
+            self._accept(self._every)
+            self.found(self.result())
         return True
 
     def _sweep(self) -> None:
@@ -149,7 +152,8 @@ class Search:
             self._anchor = kept  # once it is measured: an interrupted search explains with it
             more = self._cover(kept, STRICT * self._limit)
             if more is None or more == self._every:
-                return  # nothing but all layers meets it, which `_start` has accepted
+                self._accept(self._every)
+                return
             kept = more
         self._accept(kept)
         self.found(self.result())
