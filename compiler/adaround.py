@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 STEPS = 1000
 """The paper takes 10,000 and more on mini-batches; without their noise fewer are enough."""
 LOW, HIGH = -0.1, 1.1
-"""The sigmoid's stretch (γ, ζ): it reaches 0 and 1 at finite arguments."""
+"""The ends of the stretched sigmoid: it reaches 0 and 1 at finite arguments."""
 WARM = 0.2
 """Part of the steps without the regulariser, which the paper calls warm-up."""
 BETA = (20.0, 2.0)
@@ -40,10 +40,10 @@ def adaround(
 ) -> Array:
     """Return codes floor(w / s) + z or one more; shapes are those of `npuc.gptq`.
 
-    Minimises tr(E H Eᵀ) + λ Σ 1 - |2h - 1|^β over h = clip(1.2 σ(v) - 0.1, 0, 1) by Adam, from the
-    v at which h is the weight's own fraction; β falls, so that each h ends at 0 or 1. There is no
-    chance in it: the same arguments give the same codes. An output whose codes are not better than
-    the nearest, on H + λI, keeps the nearest ones.
+    Minimises tr(E H Eᵀ) + λ Σ 1 - |2h - 1|^β over h = clip(1.2 / (1 + e⁻ᵛ) - 0.1, 0, 1) by Adam,
+    from the v at which h is the weight's own fraction; β falls, so that each h ends at 0 or 1.
+    There is no chance in it: the same arguments give the same codes. An output whose codes are not
+    better than the nearest, on H + λI, keeps the nearest ones.
     """
     held = damped(moments, damping).astype(np.float32)
     plain = grid.nearest(weight)
@@ -79,7 +79,7 @@ def _pull(up: Array, time: float) -> Array | float:
         return 0.0
     beta = BETA[1] + (BETA[0] - BETA[1]) * (1 - (time - WARM) / (1 - WARM))
     side = 2 * up - 1
-    return -STRENGTH * 2 * beta * np.sign(side) * np.abs(side) ** (beta - 1)
+    return np.asarray(-STRENGTH * 2 * beta * np.sign(side) * np.abs(side) ** (beta - 1))
 
 
 def _logit(part: Array) -> Array:

@@ -35,11 +35,12 @@ class Grid:
 
     def nearest(self, weight: Array) -> Array:
         """Return the codes nearest to real values, ties to even."""
-        return np.clip(np.rint(weight / self.scales) + self.zeros, self.low, self.high)
+        codes: Array = np.rint(weight / self.scales) + self.zeros
+        return np.clip(codes, self.low, self.high)
 
     def real(self, codes: Array) -> Array:
         """Return what codes stand for."""
-        return self.scales * (codes - self.zeros)
+        return np.asarray(self.scales * (codes - self.zeros))
 
 
 def damped(moments: Array, damping: float = DAMPING) -> Array:

@@ -13,8 +13,7 @@ import numpy as np
 from npuc.adaround import adaround
 from npuc.errors import UsageError
 from npuc.gptq import Grid, damped, gptq
-from npuc.passes.base import Watch, run
-from npuc.passes.learn_rounding import LearnRounding
+from npuc.passes.learn_rounding import Learned, LearnRounding
 from npuc.passes.qdq.products import Coded, coded
 from npuc.profile import IntScheme, Profile
 from npuc.program import Program, Refusal, Tensors
@@ -59,14 +58,14 @@ class _Learning:
         if go:
             yield go
 
-    def codes(self, program: Program, go: Sequence[Coded]) -> dict[str, Array]:
-        """Return what the weights of one go become: name of their codes → codes."""
+    def learned(self, go: Sequence[Coded]) -> dict[str, Learned]:
+        """Return what the weights of one go become, by the names of their codes."""
         wanted = {read: (w.shape[0], w.shape[2]) for w in go for read in w.reads}
         reference = self.reference if self.stepwise else None
-        moments = collect(program, self.calls, wanted, reference=reference)
-        return {w.codes_name: self._learned(w, moments) for w in go}
+        moments = collect(self.program, self.calls, wanted, reference=reference)
+        return {w.codes_name: Learned(self._codes(w, moments), w.own_scales) for w in go}
 
-    def _learned(self, weight: Coded, moments: Mapping[Any, Moments]) -> Array:
+    def _codes(self, weight: Coded, moments: Mapping[Any, Moments]) -> Array:
         first, *others = (moments[read] for read in weight.reads)
         for other in others:
             first = first.plus(other)
@@ -87,10 +86,9 @@ def learn(
     method: str,
     *,
     stepwise: bool | None = None,
-    watch: Watch | None = None,
     progress: Progress | None = None,
-) -> Program:
-    """Return the quantized program with learned codes, scales as they are.
+) -> LearnRounding:
+    """Return the pass that gives the quantized program its learned codes, scales as they are.
 
     `reference` is the float program that `program` was made from; `method` one of `METHODS`.
     Weights of 8 bits are learned at once, from one run over the calls: their inputs hardly change
@@ -100,28 +98,30 @@ def learn(
     W* = W + W·(E[x₀ xᵀ] - H)·(H + λI)⁻¹ (the "asymmetric" calibration of Li et al., GPTAQ, 2025).
     It takes two runs over the calls for each level. Nothing is drawn at random.
 
-    `progress` counts the goes; `watch` sees the result. What keeps the nearest codes is reported,
-    as refusals of the pass `LearnRounding`. Raises `UsageError` for another method.
+    The pass also fits programs of the same ranges that leave some nodes in float. `progress`
+    counts the goes. What keeps the nearest codes is reported, as the pass's refusals. Raises
+    `UsageError` for another method, for no calls, or for a device without integers.
     """
     check(method)
     scheme = profile.int_scheme
-    if scheme is None:
-        raise UsageError(f"target {profile.name!r} has no integer scheme")
+    if scheme is None or method not in METHODS:
+        why = f"target {profile.name!r} has no integer scheme"
+        raise UsageError(why if scheme is None else f"{method!r} is not learned")
     step = scheme.weight_bits <= COARSE if stepwise is None else stepwise
-    work = _Learning(program, reference, calls, scheme, method, step)
-    weights, refused = coded(program.model, reference.model)
+    now = program.clone()
+    work = _Learning(now, reference, calls, scheme, method, step)
+    weights, refused = coded(now.model, reference.model)
     deep = [w for w in weights if w.shape[2] > DEEPEST]
-    kept = [w for w in weights if w.shape[2] <= DEEPEST]
     refusals = (*refused, *map(_too_deep, deep))
-    shown, now, found = progress or Silent(), program.clone(), dict[str, Array]()
-    goes = list(work.goes(kept))
+    shown, found = progress or Silent(), dict[str, Learned]()
+    goes = list(work.goes([w for w in weights if w.shape[2] <= DEEPEST]))
     for number, go in enumerate(goes):
-        new = work.codes(now, go)
+        new = work.learned(go)
         found |= new
-        shown.advance(number + 1, len(goes))
         if step:
             LearnRounding(method, new).apply(now.model, profile)
-    return run(program, [LearnRounding(method, found, refusals)], profile, watch)
+        shown.advance(number + 1, len(goes))
+    return LearnRounding(method, found, refusals)
 
 
 def check(method: str) -> None:

@@ -141,9 +141,14 @@ class Coded:
         return _array(self.node.inputs[0])
 
     @property
+    def own_scales(self) -> Array:
+        """The scales as they are stored: one, or one per channel."""
+        return _array(self.node.inputs[1])
+
+    @property
     def scales(self) -> Array:
         """The scale of every code, in the weight's shape."""
-        return self._spread(_array(self.node.inputs[1]))
+        return self._spread(self.own_scales)
 
     @property
     def zeros(self) -> Array:
