@@ -130,7 +130,8 @@ def _gain(culprit: Culprit, found: Layers) -> list[str]:
     if _helps(culprit, found):
         return [f"left in float, it brings the output from {was} to {became}"]
     return [
-        f"but no layer alone is to blame: left in float, it brings the output from {was} to {became}"
+        "but no layer alone is to blame: left in float, it brings the output from "
+        f"{was} to {became}"
     ]
 
 
