@@ -25,7 +25,12 @@ _PLAIN = (
 )  # fmt: skip
 
 
-_OWN = ("DequantizeLinear", "QuantizeLinear", "Shape")
+_MORE = {
+    "Acos": torch.acos, "Acosh": torch.acosh, "Asin": torch.asin, "Asinh": torch.asinh,
+    "Atan": torch.atan, "Atanh": torch.atanh, "Cosh": torch.cosh, "Sinh": torch.sinh,
+}  # fmt: skip
+"""Operators of one input that vendors' compilers do not take, and `OPERATORS` does not have."""
+_OWN = (*_MORE, "DequantizeLinear", "QuantizeLinear", "Shape")
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,8 @@ class Evaluator:
             return self._quantize(node, *inputs)
         if node.op == "DequantizeLinear":
             return _dequantize(node, *inputs)
+        if node.op in _MORE:
+            return _MORE[node.op](inputs[0])
         if node.op == "Clip" and len(inputs) > 1:
             low, high = (*inputs[1:], None)[:2]
             assert inputs[0] is not None

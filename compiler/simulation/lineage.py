@@ -56,6 +56,9 @@ class Lineage:
         pending: dict[str, Array] = {}
         same = {_key(old[known]): known for known in sorted(self.live)}
         makers = {v.name or "": node for node in before.graph for v in node.outputs}
+        for was, now in zip(before.graph.outputs, after.graph.outputs, strict=False):
+            if (maker := was.producer()) is not None:  # ports are named anew in the export
+                makers.setdefault(now.name or "", maker)
         for known, array in new.items():
             source = known if known in self.live and _key(old[known]) == _key(array) else None
             source = source or same.get(_key(array))

@@ -143,10 +143,17 @@ def _fill(module: nn.Module, fresh: Mapping[str, Array]) -> None:
 
 def _unoptimized(captured: Captured) -> ir.Model:
     """Export once more without torch's own folding: every constant is a parameter still."""
-    with torch.no_grad(), quiet():
-        exported = torch.onnx.export(
-            captured.program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False
-        )
+    try:
+        with torch.no_grad(), quiet():
+            exported = torch.onnx.export(
+                captured.program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False
+            )
+    except Exception as error:  # torch.onnx wraps everything in its own error types
+        raise UnsupportedError(
+            "this model cannot be simulated: torch exports it for compiling, but not with its "
+            f"parameters as they are ({type(error).__name__})",
+            hint="the cause is attached",
+        ) from error
     assert exported is not None  # `export` has just done the same
     return exported.model
 
