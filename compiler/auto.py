@@ -36,8 +36,8 @@ def find(
     must not go to the host, None where none may: that counts for devices without floats. The last
     measurement may end after the budget does; Ctrl-C ends the search, not the compile.
     """
+    integers = quantizer.program()  # what it measures and learns is kept, and no part of the search
     clock = Clock(budget)
-    integers = quantizer.program()
     bench = Bench(quantizer, numerics, quantizer.calls, validator.policy, clock)
     places = source_lines.known(validator.exported.model)
     layers = prices.layers(quantizer.prepared, integers, quantizer.profile, places)
