@@ -7,6 +7,7 @@ from html import escape
 from npuc import drawing, sections
 from npuc.drawing import TOP
 from npuc.estimate import Estimate, spelled
+from npuc.layers_text import finding
 from npuc.partition import HOST
 from npuc.report import Report
 from npuc.sections import final, worst
@@ -114,6 +115,7 @@ def _details(report: Report) -> str:
         f"<p>{escape(report.evidence)}{'; ' + escape(report.vendor) if report.vendor else ''}</p>",
         sections.notes(report),
         sections.steps(report),
+        f"<p>{escape(finding(report.layers))}.</p>" if report.layers else "",
         sections.roofline(report.estimate),
         sections.assumed(report),
     ]

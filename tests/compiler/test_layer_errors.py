@@ -331,3 +331,23 @@ def test_names_that_clash_with_those_of_the_bench() -> None:
     found = measured(program)
     assert [layer.tensor for layer in found.layers] == ["npuc_where", "npuc_concat"]
     assert all(layer.born is not None and 20 < layer.born < 60 for layer in found.layers)
+
+
+@pytest.mark.parametrize("target", ["cpu", "warboy"])
+def test_control_flow_is_passed_through(target: str) -> None:
+    """What is born behind a branch is found; the branch itself is blamed for nothing."""
+    text = """g (float[2,4] x, bool c, float[4,4] w) => (float[2,4] y)
+        { h = MatMul(x, w)
+          z = If (c) <then_branch = t () => (float[2,4] a) { a = Mul(h, h) },
+                      else_branch = e () => (float[2,4] b) { b = MatMul(h, w) }>
+          y = MatMul(z, w) }"""
+    rng = np.random.default_rng(8)
+    program = parsed(text, {"w": rng.normal(size=(4, 4)).astype(F32)})
+    calls = [
+        {"x": rng.normal(size=(2, 4)).astype(F32), "c": np.array(flag)} for flag in (True, False)
+    ]
+    found = measured(program, target, calls)
+    assert found.find("z").born is None and math.isfinite(found.find("z").accumulated)
+    for name in ("h", "y"):
+        born = found.find(name).born
+        assert born is not None and 20 < born < 60

@@ -178,4 +178,5 @@ def test_several_targets_get_the_page_that_sets_them_side_by_side() -> None:
     for reports, failed in (([report(), report()], {}), ([report()], {"other": "broke"})):
         html = pages.fitting(reports, failed)
         assert "Layer by layer" not in html and "Per target" in html
+        assert "costs most" in html
     assert "other" in pages.fitting([], {"other": "broke"})
