@@ -74,6 +74,15 @@ class Mixed:
         """The same without what a clock said."""
         return replace(self, seconds=None)
 
+    def handed(self) -> list[str]:
+        """Say what a vendor's compiler is told of layers that a device itself has in float."""
+        if all(item.layer.crossing for item in self.kept):
+            return []
+        return [
+            f"layers are kept in {self.kept[0].form} in the twin; a vendor's compiler that "
+            "quantizes by itself is not told to, and may code them"
+        ]
+
     def lines(self) -> tuple[str, ...]:
         """Say it in a report."""
         count = f"{len(self.kept)} of {self.layers} layers above 8 bits"
