@@ -1,6 +1,7 @@
 """Observe a program once, or take what a calibration table says of it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from npuc import calibrate, channel_stats, checkpoint, margins, outputs
@@ -12,7 +13,7 @@ from npuc.passes.qdq.sites import observed
 from npuc.profile import IntScheme
 from npuc.program import Program, Tensors
 from npuc.progress import Progress, Silent
-from npuc.ranges import Ranges, Table, coding
+from npuc.ranges import Array, Ranges, Table, coding, digest
 from npuc.taps import fingerprint
 
 
@@ -42,6 +43,7 @@ class Calibrator:
         self.notes: list[str] = []
         self._channels: Mapping[str, ChannelStatistics] = {}
         self._checkpoints: list[Checkpoint] = []
+        self._made: Table | None = None
         self._table = None if table is None else self._read(table)
 
     @property
@@ -94,11 +96,34 @@ class Calibrator:
         )  # fmt: skip
         found = margins.widened(found, expected or {})
         if self.path is not None:
-            made = Table(found, coding(self.scheme), fingerprint(program), self._channels)
-            outputs.text(self.path, made.to_json())
+            self._made = Table(found, coding(self.scheme), fingerprint(program), self._channels)
+            outputs.text(self.path, self._made.to_json())
             for item in self._checkpoints:
                 item.remove()
             self.notes.append(f"calibration table written: {self.path}")
+        return found
+
+    def shifts(self, measure: Callable[[], dict[str, Array]]) -> Mapping[str, Array]:
+        """Return what codes shift each product by, as `measure` finds it on the calls.
+
+        The table's are taken where its ranges were not edited since. Without samples and without
+        those there are none, and a note says so.
+        """
+        if self._table is not None:
+            if self._table.shifts_of == digest(self._table.ranges):
+                return self._table.shifts
+            if not self.calls:
+                self.notes.append(
+                    f"the ranges in {self.path} were edited: biases are not corrected for them "
+                    "without --calibration"
+                )
+                return {}
+        if not self.calls:
+            return {}
+        found = measure()
+        if self._made is not None and self.path is not None:
+            self._made = replace(self._made, shifts=found, shifts_of=digest(self._made.ranges))
+            outputs.text(self.path, self._made.to_json())
         return found
 
     def _read(self, path: Path) -> Table | None:
@@ -125,7 +150,7 @@ class Calibrator:
         ranges = table.ranges
         self.notes.append(
             f"ranges are those of {self.path} ({ranges.observer}, {ranges.samples} samples); "
-            "no sample was looked at"
+            "they were not observed"
         )
         if table.coding != coding(self.scheme):
             self.notes.append(

@@ -2,6 +2,7 @@
 
 import base64
 import difflib
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,13 +50,17 @@ class Table:
 
     `coding` is what the ranges were chosen for (`coding`), `program` the fingerprint of the
     program they belong to. `channels` is what preparing that program was based on; without it the
-    same weights could be prepared in another way, and the ranges would not fit.
+    same weights could be prepared in another way, and the ranges would not fit. `shifts` are what
+    codes of these very ranges shift each product by (`npuc.bias_shifts`), and `shifts_of` is the
+    `digest` of the ranges they were measured with.
     """
 
     ranges: Ranges
     coding: str
     program: str
     channels: Mapping[str, ChannelStatistics] = field(default_factory=dict)
+    shifts: Mapping[str, Array] = field(default_factory=dict)
+    shifts_of: str = ""
 
     def to_json(self) -> str:
         """Return JSON with one line for each tensor; floats keep all their digits.
@@ -75,6 +80,8 @@ class Table:
             "program": json.dumps(self.program),
             "tensors": _lines(tensors),
             "channels": _lines({name: _packed(item) for name, item in self.channels.items()}),
+            "shifts": _lines({name: _base64(array) for name, array in self.shifts.items()}),
+            "shifts_of": json.dumps(self.shifts_of),
         }
         body = ",\n".join(f" {json.dumps(key)}: {text}" for key, text in parts.items())
         return f"{{\n{body}\n}}\n"
@@ -94,13 +101,14 @@ class Table:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, dict) else None
             raise ArtifactError(f"{source} has format {found!r}, expected {FORMAT!r}")
-        known = ("format", "observer", "samples", "coding", "program", "tensors", "channels")
+        known = ("format", "observer", "samples", "coding", "program", "tensors", "channels",
+                 "shifts", "shifts_of")  # fmt: skip
         faults += _unknown("the table", data, known)
         kinds = {"observer": str, "samples": int, "coding": str, "program": str, "tensors": dict}
         for key, kind in kinds.items():
             if not isinstance(data.get(key), kind):
                 faults.append(f"{key!r} is {data.get(key)!r}, expected {kind.__name__}")
-        tensors, channels = (_dict(data.get(key)) for key in ("tensors", "channels"))
+        tensors, channels, moved = (_dict(data.get(k)) for k in ("tensors", "channels", "shifts"))
         chosen = {n: _range(n, t, "range", faults) for n, t in tensors.items()}
         seen = {
             n: _range(n, t, "seen", faults) if isinstance(t, dict) and "seen" in t else chosen[n]
@@ -109,13 +117,16 @@ class Table:
         for name, item in tensors.items():
             faults += _unknown(f"tensor {name!r}", _dict(item), ("range", "seen"))
         stats = {n: _unpacked(n, c, faults) for n, c in channels.items()}
+        shifts = {n: _shift(n, text, faults) for n, text in moved.items()}
         if faults:
             raise ArtifactError(
                 f"{source} is not sound:\n  " + "\n  ".join(faults),
                 hint="mend these lines, or delete the file to calibrate anew",
             )
         ranges = Ranges(chosen, seen, data["samples"], data["observer"])
-        return cls(ranges, data["coding"], data["program"], stats)
+        return cls(
+            ranges, data["coding"], data["program"], stats, shifts, str(data.get("shifts_of", ""))
+        )
 
     def require(self, names: Sequence[str], path: Path) -> None:
         """Raise `UsageError` listing every tensor that lacks a range, and every unknown one."""
@@ -137,6 +148,12 @@ def coding(scheme: IntScheme) -> str:
     low, high = scheme.activation_range
     kind = "symmetric" if scheme.activation_symmetric else "asymmetric"
     return f"{scheme.activation_dtype} {low}..{high} {kind}"
+
+
+def digest(ranges: Mapping[str, Range]) -> str:
+    """Return the SHA-256 of ranges: it tells whether someone has edited them."""
+    listed = [[name, *map(float, ranges[name])] for name in sorted(ranges)]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def _lines(items: Mapping[str, Any]) -> str:
@@ -187,8 +204,23 @@ def _is_number(value: Any) -> bool:
 
 
 def _packed(item: ChannelStatistics) -> dict[str, Any]:
-    rows = np.stack([getattr(item, name) for name in _FIELDS]).astype("<f8")
-    return {"values": item.count, "rows": base64.b64encode(rows.tobytes()).decode()}
+    rows = np.stack([getattr(item, name) for name in _FIELDS])
+    return {"values": item.count, "rows": _base64(rows)}
+
+
+def _base64(array: Array) -> str:
+    return base64.b64encode(np.ascontiguousarray(array, "<f8").tobytes()).decode()
+
+
+def _shift(name: str, text: Any, faults: list[str]) -> Array:
+    try:
+        array = np.frombuffer(base64.b64decode(text, validate=True), "<f8").astype(np.float64)
+        if not np.isfinite(array).all():
+            raise ValueError("values that are not finite")
+        return array
+    except (ValueError, TypeError) as error:
+        faults.append(f"shifts of {name!r} are damaged: {error}")
+        return np.zeros(0)
 
 
 def _unpacked(name: str, item: Any, faults: list[str]) -> ChannelStatistics:

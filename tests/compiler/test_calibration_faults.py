@@ -131,7 +131,7 @@ def test_a_table_in_the_place_of_data(folder: Path) -> None:
     again = compiled(None, calibration_table="t.json")
     assert artifact.read(again.artifact_path)[MODEL] == model
     text = "\n".join(again.report.notes)
-    assert "no sample was looked at" in text and "RANDOM" not in text
+    assert "they were not observed" in text and "RANDOM" not in text
     data = json.loads((folder / "t.json").read_text())
     data["tensors"]["x"]["range"] = [0, 0.1]
     (folder / "t.json").write_text(json.dumps(data))

@@ -184,6 +184,30 @@ def test_a_table_of_something_else_is_noted(scheme: IntScheme, path: Path) -> No
         made(scheme, path).channels(program(), {"x": 1})
 
 
+def test_shifts_belong_to_the_ranges_they_were_measured_with(scheme: IntScheme, path: Path) -> None:
+    shifts = {"a": np.array([0.25, -1e-9]), "b": np.array([3.0])}
+    first = made(scheme, path)
+    first.ranges(program())
+    assert first.shifts(lambda: shifts) is shifts
+    again = made(scheme, path, calls=())
+    again.ranges(program())
+    found = again.shifts(lambda: pytest.fail("measured again"))
+    assert {name: list(array) for name, array in found.items()} == {
+        name: list(array) for name, array in shifts.items()
+    }
+    data = json.loads(path.read_text())
+    data["tensors"]["c"]["range"][1] += 1
+    path.write_text(json.dumps(data))
+    edited = made(scheme, path, calls=())
+    assert edited.shifts(lambda: pytest.fail("measured without samples")) == {}
+    assert "biases are not corrected" in edited.notes[-1]
+    assert made(scheme, path).shifts(lambda: shifts) is shifts  # on the samples that are given
+    data["shifts"]["a"] = "?"
+    path.write_text(json.dumps(data))
+    with pytest.raises(ArtifactError, match="shifts of 'a' are damaged"):
+        made(scheme, path)
+
+
 def test_where_it_has_no_use_or_no_place(scheme: IntScheme, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="does not exist"):
         made(scheme, tmp_path / "no" / "table.json")
