@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from npuc import (
     artifact,
     auto,
+    calibrator,
     estimate,
     layers,
     originals,
@@ -20,6 +21,7 @@ from npuc import (
     source_lines,
     stored,
 )
+from npuc import rounding as learned
 from npuc import samples as sampling
 from npuc.answers import Reference
 from npuc.coders import Coder, coder
@@ -52,6 +54,9 @@ __all__ = ["Compiled", "compile", "verify"]
 ANY = Profile("any", "no target in particular", {}, {})
 """What the standard passes see: they are the same for every target, and shared."""
 
+HELD_OUT = 16
+"""Calls that ranges are held against after calibration: a misfit shows on the first few."""
+
 STORED = 16
 """Calls an artifact carries, to be checked on again: it should not grow with the test set."""
 
@@ -59,7 +64,8 @@ AUTO = "auto"
 """The precision that is searched for: int8, and float where the policy needs it."""
 
 CALIBRATION = 64
-"""Recorded calls that quantization looks at unless told otherwise; more rarely moves a range."""
+"""Recorded samples that quantization looks at; more rarely moves a range. All that the user gives
+for calibration are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,6 @@ class _Placed:
     path: Path
     profile: Profile
     precision: str
-    crossings: tuple[partition.Crossing, ...]
     program: Program
     calls: Sequence[Tensors]
     numerics: Sequence[Pass]
@@ -114,6 +119,8 @@ def compile(
     calibration: Calls | None = None,
     samples: Calls | None = None,
     observer: str | None = None,
+    calibration_table: str | Path | None = None,
+    rounding: str | None = None,
     inputs: Sequence[str] = (),
     model: str = "",
     model_path: str = "",
@@ -152,6 +159,8 @@ def compile(
     label = source if isinstance(source, str | Path) else type(source).__name__
     paths = outputs.artifact_paths(str(label), names, None if output is None else Path(output))
     _check_precision(targets, precision)
+    kinds = {precision or item.profile.precisions[0] for item in targets}
+    table = calibrator.path_of(calibration_table, names, kinds)
     budget = _budget(precision, budget)
     wanted = Placing(host, partition.contract(on_target))
     options = LowerOptions(cpu=cpu, fallback=fallback, vendor=vendor, timeout=timeout)
@@ -168,6 +177,9 @@ def compile(
     exported = export(loaded, opset=opset, eval_mode=eval_mode)
     shown.stage("reference")
     reference = originals.find(loaded, exported, samples, calibration)
+    if table is not None and table.exists() and calibration is None:
+        fingerprint = {**reference.fingerprint, "calibration": originals.TABLE}
+        reference = replace(reference, fingerprint=fingerprint)
     bound, reference = originals.bind(loaded, exported, reference, dims or {})
 
     validator = Validator(exported, reference, policy or Policy(), shown)
@@ -178,7 +190,9 @@ def compile(
 
     with tempfile.TemporaryDirectory(prefix="npuc-") as work:
         takes_torch = any("torch" in t.profile.get("compiler.inputs", ()) for t in targets)
-        choices = Choices(observer, tuple(skip), equalize)
+        choices = Choices(
+            observer, tuple(skip), equalize, table=table, rounding=rounding or learned.DEFAULT
+        )
         job = _Job(
             str(label), program, validator, precision, choices, options, shown,
             None if dump is None else Path(dump), bound,
@@ -214,17 +228,19 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
     partition.require(
         program.model, target.name, fallback=job.placing.host, contract=job.placing.contract
     )
-    crossing = partition.crossings(program.model)
     reference = job.validator.reference
-    calls = _parts(reference.calibration[:CALIBRATION], program, job.validator.exported)
+    calls = _parts(reference.calibration, program, job.validator.exported)
+    if "calibration" not in reference.fingerprint:
+        calls = calls[:CALIBRATION]
     numerics = target.numerics(precision)
-    placed = _Placed(target, path, profile, precision, crossing, program, calls, numerics)
+    placed = _Placed(target, path, profile, precision, program, calls, numerics)
     if precision == "float":
         return _finish(job, placed, validator)
     if precision in FLOATS:
         floats = coder(precision, program, calls, profile, job.choices, shown)
         return _finish(job, placed, validator, floats)
-    quantizer = Quantizer(program, calls, profile, job.choices, watch=watch, progress=shown)
+    seen = () if reference.fingerprint.get("calibration") == originals.TABLE else calls
+    quantizer = Quantizer(program, seen, profile, job.choices, watch=watch, progress=shown)
     placed = replace(placed, program=quantizer.prepared)
     if job.budget is None:
         return _finish(job, placed, validator, quantizer)
@@ -233,7 +249,8 @@ def _compile_for(target: Target, path: Path, job: _Job) -> Compiled:
         quick = replace(job, dump=None, lowering=replace(job.lowering, vendor="skip"), layers=False)
         _finish(quick, placed, validator, quantizer, found)
 
-    mixed = auto.find(quantizer, numerics, validator, job.budget, keep, shown)
+    fixed = None if not job.placing.host else tuple(job.placing.contract)
+    mixed = auto.find(quantizer, numerics, validator, job.budget, keep, shown, fixed)
     return _finish(job, placed, validator, quantizer, mixed)
 
 
@@ -246,11 +263,16 @@ def _finish(
 ) -> Compiled:
     """Quantize, lower, check and write one program; the report is its own."""
     target, path, profile, precision = at.target, at.path, at.profile, at.precision
+    names = () if mixed is None else mixed.names
+    if isinstance(quantizer, Quantizer):
+        at = replace(at, program=quantizer.floats(names))
     shown, program, numerics, validator = job.progress, at.program, at.numerics, validator.fork()
     watch = _watching(validator, job.dump and job.dump / target.name)
     handover = Handover(program, at.calls, precision, archive=job.archive)
     if quantizer is not None:
-        program = quantizer.program(() if mixed is None else mixed.names, watch)
+        program = quantizer.program(names, watch)
+        others = originals.held_out(validator.reference, HELD_OUT)
+        validator.notes += quantizer.notes(_parts(others, at.program, validator.exported))
         handover = replace(handover, quantized=program)
     quantized = program
     program = run(program, _traced(numerics, shown), profile, watch)
@@ -268,9 +290,12 @@ def _finish(
         validator.unrun(f"compiled for another CPU ({options.cpu}); this machine cannot run it")
     _alternatives(quantized, profile, numerics, validator)
 
+    if mixed is not None and payload.vendor:
+        validator.notes += mixed.handed()
     report = validator.report(job.name, profile, precision, payload, job.dims)
     bound = estimate.estimate(handover.program, profile, precision)
-    report = replace(report, crossings=at.crossings, estimate=bound, mixed=mixed)
+    crossing = partition.crossings(at.program.model)
+    report = replace(report, crossings=crossing, estimate=bound, mixed=mixed)
     shown.stage(f"write {path.name}")
     stored_calls = originals.cut(validator.reference, program, validator.exported, STORED)
     manifest = Manifest(
