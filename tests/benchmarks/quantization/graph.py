@@ -21,9 +21,9 @@ def is_weight(value: ir.Value | None) -> bool:
 
 def shape(value: ir.Value) -> tuple[int, ...] | None:
     """Return a shape where every dimension is a number."""
-    if value.shape is None or not all(isinstance(size, int) for size in value.shape):
+    if value.shape is None or not value.shape.is_static():
         return None
-    return tuple(int(size) for size in value.shape)
+    return value.shape.numpy()
 
 
 def integer(node: ir.Node, name: str, default: int = 0) -> int:
@@ -49,5 +49,5 @@ def multiply(model: ir.Model, node: ir.Node, at: int, factors: Array) -> None:
     new.type, new.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(weight.shape)
     taken[name] = new
     node.replace_input_with(at, new)
-    if not old.uses() and old.name in taken:
-        del taken[old.name]
+    if not old.uses():
+        taken.pop(old.name or "", None)

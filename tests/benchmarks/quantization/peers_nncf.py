@@ -4,6 +4,7 @@ Usage, in tests/benchmarks:
     $NPUC_NNCF_PYTHON -m quantization.peers_nncf VARIANT FLOAT.onnx FOLDER COUNT OUT.onnx
 """
 
+import importlib
 import logging
 import sys
 import time
@@ -11,10 +12,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import nncf
 import onnx
 from quantization.data import CALIBRATION, Calls
 from quantization.result import report
+
+# Not imported as usual: static tools run where there is no nncf.
+nncf: Any = importlib.import_module("nncf")
+advanced: Any = importlib.import_module("nncf.quantization.advanced_parameters")
 
 _MIXED: dict[str, Any] = {"preset": nncf.QuantizationPreset.MIXED}
 _TRANSFORMER: dict[str, Any] = {**_MIXED, "model_type": nncf.ModelType.TRANSFORMER}
@@ -22,13 +26,8 @@ _ACCURATE: dict[str, Any] = {"fast_bias_correction": False}
 
 
 def _options(variant: str) -> dict[str, Any]:
-    from nncf.quantization.advanced_parameters import (
-        AdvancedQuantizationParameters,
-        QuantizationParameters,
-    )
-
-    per_tensor = AdvancedQuantizationParameters(
-        activations_quantization_params=QuantizationParameters(per_channel=False)
+    per_tensor = advanced.AdvancedQuantizationParameters(
+        activations_quantization_params=advanced.QuantizationParameters(per_channel=False)
     )
     return {
         "default": {},
