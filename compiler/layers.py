@@ -19,6 +19,9 @@ from npuc.side_by_side import FLOAT, Attached, SideBySide, Totals, least, ranked
 CALLS = 8
 """Calls that are measured: a layer's error hardly differs from sample to sample."""
 
+FLOATS = "none"
+"""The observer of precisions that code weights, or factors as 8-bit floats, without zero points."""
+
 WORST = 8
 """Layers whose ranges and histograms are looked into."""
 
@@ -60,7 +63,7 @@ class Layers:
     """All tensors in graph order, the coded ones by name, and the layers where most is born.
 
     `output` is the SQNR in dB of the worst of the model's outputs in the quantized program.
-    `observer` is how ranges were found, "" where none were.
+    `observer` is how ranges were found: `FLOATS` where no range matters, "" where nothing was coded.
     """
 
     layers: tuple[Layer, ...]

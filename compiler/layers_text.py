@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from npuc.codings import Coded
 from npuc.culprits import Culprit, Histogram
-from npuc.layers import Layer, Layers
+from npuc.layers import FLOATS, Layer, Layers
 
 CLIPPED = 1e-3
 """The share of values beyond the codes from which clipping is named as a reason."""
@@ -80,12 +80,15 @@ def advice(found: Layers) -> tuple[str, str] | None:
     if culprit is None or not found.observer:
         return None
     layer = found.find(culprit.tensor)
+    left = layer.node and _helps(culprit, found)
+    if found.observer == FLOATS and not left:
+        return None
     clipped = any(found.coded[r].clipped > CLIPPED for r in layer.reads if r in found.coded)
     if clipped and found.observer != "min-max":
         return "--observer min-max", "which cuts nothing off that calibration saw"
     if clipped:
         return "--calibration FILE", "with data like these samples: they go beyond what it saw"
-    if layer.node and _helps(culprit, found):
+    if left:
         return f"--skip {shlex.quote(layer.node)}", "which leaves it in float"
     return "--precision auto", "which finds the layers that must stay in float"
 

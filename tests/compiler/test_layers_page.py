@@ -85,6 +85,15 @@ def test_the_layer_that_gives_most_back_goes_before_the_one_where_most_is_born()
     assert finding(replace(FOUND, worst=(WORST[0], second))).startswith("Add 'n' costs most")
 
 
+def test_only_what_a_precision_has_is_advised() -> None:
+    """Ranges matter to integers alone; where floats are only rounded nothing can be left out."""
+    tried = advice(replace(FOUND, observer="none"))
+    assert tried is not None and tried[0] == "--skip conv1"
+    even = replace(FOUND, worst=(replace(WORST[0], restored=11.9),))
+    assert advice(replace(even, observer="none")) is None
+    assert advice(replace(FOUND, observer="")) is None
+
+
 def test_a_name_is_quoted_for_the_shell() -> None:
     odd = replace(LAYERS[2], node="a b; rm -rf x")
     tried = advice(replace(FOUND, layers=(*LAYERS[:2], odd, *LAYERS[3:])))
