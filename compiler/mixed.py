@@ -41,14 +41,15 @@ class Exempt:
 @dataclass(frozen=True, slots=True)
 class Mixed:
     """What the search found. `layers` and `operations` count what could be integers; `kept` lists
-    what stays in float, largest gain first. `valid` says that the policy held when it was measured.
-    SQNRs are of the worst output at the worst step that the report holds to the policy, or on
-    calibration calls where that was not measured. `seconds` is None in what must not differ
-    between runs."""
+    what stays in float, largest gain first, and `share` is its share of the operations. `valid`
+    says that the policy held when it was measured. SQNRs are the least that were measured: of all
+    outputs, on calibration calls and at every step that the report holds to the policy. `seconds`
+    is None in what must not differ between runs."""
 
     kept: tuple[Exempt, ...]
     layers: int
     operations: int
+    share: float
     policy_db: float
     plain_db: float | None
     sqnr_db: float | None
@@ -63,11 +64,6 @@ class Mixed:
     def names(self) -> tuple[str, ...]:
         """The nodes kept in float."""
         return tuple(sorted(item.layer.node for item in self.kept))
-
-    @property
-    def share(self) -> float:
-        """Share of the quantizable layers' operations that are above 8 bits."""
-        return sum(item.layer.operations for item in self.kept) / max(1, self.operations)
 
     @property
     def timeless(self) -> "Mixed":

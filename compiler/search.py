@@ -73,10 +73,12 @@ class Search:
         bench = self.bench
         best = self.best if self.best is not None else bench.least()
         kept = [self._exempt(x, best) for x in self.layers if x.node in best]
+        operations = sum(layer.operations for layer in self.layers)
         return Mixed(
             kept=tuple(sorted(kept, key=lambda item: -(item.db or 0.0))),
             layers=len(self.layers),
-            operations=sum(layer.operations for layer in self.layers),
+            operations=operations,
+            share=sum(item.layer.operations for item in kept) / max(1, operations),
             policy_db=bench.policy.sqnr_db,
             plain_db=self._db(self._known(frozenset())),
             sqnr_db=self._db(self._known(best)),
@@ -96,7 +98,7 @@ class Search:
             self._accept(none)
             return
         if not self.layers:
-            self.note = self.note or "no layer can be kept in float"
+            self._say("no layer can be kept in float")
             return
         if not self._start():
             return
@@ -114,12 +116,12 @@ class Search:
             self._margin = 0.0
             if not self._holds(self._every):
                 db = self._db(self._known(self._every))
-                self.note = (
+                self._say(
                     f"the policy cannot be met: with all {len(self.layers)} layers in {self.form} "
                     f"the SQNR is {db:.1f} dB"
                 )
                 return False
-            self.note = f"met without the usual margin of {MARGIN:g} dB"
+            self._say(f"met without the usual margin of {MARGIN:g} dB")
         if not self.host:
             self._accept(self._every)
             self.found(self.result())
@@ -142,7 +144,7 @@ class Search:
         )
         self._alone = alone | dict.fromkeys(left, rest)
         if left:
-            self.note = f"there was time to measure {len(alone)} of {len(names)} layers"
+            self._say(f"there was time to measure {len(alone)} of {len(names)} layers")
 
     def _climb(self, kept: Kept) -> None:
         """Add layers until the measured answers hold."""
@@ -196,13 +198,16 @@ class Search:
         return self._judged[kept]
 
     def _known(self, kept: Kept) -> Burden | None:
-        """Return what is known of an assignment: of the recorded samples, else calibration."""
-        return self._judged.get(kept, self.bench.known(kept))
+        """Return what is known of an assignment; nothing is measured."""
+        return None if self.bench.known(kept) is None else self._worst(kept)
 
     def _worst(self, kept: Kept) -> Burden:
         """Measure an assignment; its burden is the larger one where both are known."""
         seen = self.bench.measure(kept)
         return tuple(map(max, seen, self._judged.get(kept, seen)))
+
+    def _say(self, text: str) -> None:
+        self.note = "; ".join(filter(None, [self.note, text]))
 
     @property
     def _every(self) -> Kept:
@@ -247,13 +252,9 @@ class Search:
         return [x.node for x in sorted(some, key=lambda layer: (-layer.cost, layer.node))]
 
     def _exempt(self, layer: Layer, best: Kept) -> Exempt:
-        """Say what a layer of the best set gains: as measured without it, or as predicted.
-
-        Both are measured on the recorded samples, or both on calibration calls.
-        """
+        """Say what a layer of the best set gains: as measured without it, or as predicted."""
         less = best - {layer.node}
-        both = self._judged if less in self._judged else self.bench.measured
-        now, without = both.get(best), both.get(less)
+        now, without = self._known(best), self._known(less)
         measured = without is not None
         if not measured and self._alone and now is not None:
             now, without = self._predict(best), self._predict(less)
