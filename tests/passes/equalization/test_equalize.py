@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from npuc import channel_stats
-from npuc.passes.equalize import factors, observed
+from npuc.passes.equalization.channels import trace
+from npuc.passes.equalization.rules import RULES
+from npuc.passes.equalize import factors, observed, rescale
 from npuc.program import Program
 
 Array = np.ndarray[Any, Any]
@@ -270,3 +272,27 @@ def test_again(case: str, build: Build, integers: Any, equalized: Any, feed: Any
     found = factors(first.model.clone(), scheme, seen)
     spreads = {name: float(np.ptp(np.log(f))) for name, f in found.items() if f.size}
     assert spreads and max(spreads.values()) < 0.5, spreads
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_scale_that_a_network_comes_in_does_not_matter(
+    case: str, build: Build, equalized: Any, integers: Any
+) -> None:
+    plain = build(*CASES[case][:3])
+    other = plain.clone()
+    channels = trace(other.model, RULES)
+    roots, signs = channels.variables.resolved()
+    logs = np.random.default_rng(5).normal(0, 1.3, roots.size)
+    logs = np.where(roots > 0, logs[roots] * signs, 0)
+    rescale(other.model, channels.absorbed, logs)
+    one, two = (
+        equalized(Program.from_model(program.model), integers()) for program in (plain, other)
+    )
+    first, second = (
+        {v.name.split("_")[0]: v.const_value.numpy() for v in p.model.graph.initializers.values()}
+        for p in (one, two)
+    )
+    for name in CASES[case][3].split():
+        ratio = np.log(second[name] / first[name])
+        # What a group of channels has in common changes no code, and is left as it came.
+        assert np.ptp(ratio) < 1e-5, name
