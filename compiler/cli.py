@@ -127,6 +127,10 @@ def cli() -> None:
     "--no-equalize", "equalize", flag_value=False, default=True,
     help="Quantize the channels as they are, without evening out their ranges first.",
 )
+@click.option(
+    "--no-correct-bias", "correct_bias", flag_value=False, default=True,
+    help="Leave the biases as they are: those of a model fine-tuned with npuc.simulate fit.",
+)
 @click.option("--dump", type=FILE, metavar="FOLDER", help="Write the program after every pass.")
 @click.option(
     "--timeout",

@@ -134,6 +134,7 @@ def compile(
     vendor: Literal["use", "require", "skip"] = "use",
     skip: Sequence[str] = (),
     equalize: bool = True,
+    correct_bias: bool = True,
     layers: bool = False,
     dump: str | Path | None = None,
     timeout: float = 3600.0,
@@ -191,8 +192,9 @@ def compile(
     with tempfile.TemporaryDirectory(prefix="npuc-") as work:
         takes_torch = any("torch" in t.profile.get("compiler.inputs", ()) for t in targets)
         choices = Choices(
-            observer, tuple(skip), equalize, table=table, rounding=rounding or learned.DEFAULT
-        )
+            observer, tuple(skip), equalize, correct_bias,
+            table=table, rounding=rounding or learned.DEFAULT,
+        )  # fmt: skip
         job = _Job(
             str(label), program, validator, precision, choices, options, shown,
             None if dump is None else Path(dump), bound,
@@ -328,11 +330,12 @@ def _layers(
     samples = validator.reference.samples[: layers.CALLS]
     calls = _parts(samples, at.program, validator.exported)[: layers.CALLS]
     places = source_lines.known(validator.exported.model)
-    if not isinstance(quantizer, Quantizer):
+    if quantizer is None:
         return layers.measure(at.program, program, calls, places=places)
+    integers = isinstance(quantizer, Quantizer)
     return layers.measure(
         at.program, quantized, calls, device=program if at.numerics else None,
-        observer=quantizer.ranges.observer, places=places,
+        observer=quantizer.ranges.observer if integers else layers.FLOATS, places=places,
     )  # fmt: skip
 
 
