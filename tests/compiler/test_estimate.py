@@ -121,3 +121,11 @@ def test_json_names_the_schema_and_the_word_bound() -> None:
 )
 def test_times_are_spelled_in_their_unit(seconds: float, words: str) -> None:
     assert spelled(seconds) == words
+
+
+def test_weights_of_four_bits_take_half_a_byte() -> None:
+    """Only those of operators that compute on codes; activations keep their eight bits."""
+    eight, four = (estimate(program(), profile(), p) for p in ("int8", "w4a8"))
+    assert four.weight_bytes == 8 * 36 // 2 + 8 // 2
+    assert four.peak_activation_bytes == eight.peak_activation_bytes
+    assert four.seconds == eight.seconds and four.precision == "w4a8"
