@@ -16,11 +16,12 @@ from npuc.passes.qdq.sites import Site, sites
 from npuc.profile import IntScheme, Profile
 from npuc.program import Refusal
 
+_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 PRODUCTS = IntScheme(
     weight_dtype="int8", weight_range=(-127, 127), weight_per_channel=True,
     activation_dtype="int8", activation_range=(-127, 127), activation_symmetric=True,
     observer="min-max", percentile=99.999,
-    ops=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
+    ops=_OPS, per_channel_ops=_OPS,
 )  # fmt: skip
 """Which operators have factors that are rounded, and what of them is observed: as for codes, whose
 ranges this says nothing else of."""

@@ -50,7 +50,8 @@ def exponent(peak: Array, form: Float8) -> Array:
 
 def rounded(array: Array, k: "int | Array", form: Float8) -> Array:
     """Return 2^k times what array / 2^k is rounded to, float32; `k` is broadcast to the array."""
-    small = np.ldexp(np.asarray(array, np.float32), form.shift - np.asarray(k))
+    with np.errstate(invalid="ignore"):  # a signalling NaN only becomes a quiet one
+        small = np.ldexp(np.asarray(array, np.float32), form.shift - np.asarray(k))
     end = np.float32(np.ldexp(form.largest, form.shift))
     inside = round_to(np.clip(small, -end, end), form.inner)
     return np.asarray(np.ldexp(inside, np.asarray(k) - form.shift), np.float32)
