@@ -63,7 +63,7 @@ class Layers:
     """All tensors in graph order, the coded ones by name, and the layers where most is born.
 
     `output` is the SQNR in dB of the worst of the model's outputs in the quantized program.
-    `observer` is how ranges were found: `FLOATS` where no range matters, "" where nothing was coded.
+    `observer` is how ranges were found: `FLOATS` where no range matters, "" where none was coded.
     """
 
     layers: tuple[Layer, ...]

@@ -332,10 +332,10 @@ def _layers(
     places = source_lines.known(validator.exported.model)
     if quantizer is None:
         return layers.measure(at.program, program, calls, places=places)
-    integers = isinstance(quantizer, Quantizer)
+    observer = quantizer.ranges.observer if isinstance(quantizer, Quantizer) else layers.FLOATS
     return layers.measure(
         at.program, quantized, calls, device=program if at.numerics else None,
-        observer=quantizer.ranges.observer if integers else layers.FLOATS, places=places,
+        observer=observer, places=places,
     )  # fmt: skip
 
 
