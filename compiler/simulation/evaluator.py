@@ -148,6 +148,7 @@ class Evaluator:
         if node.op == "DequantizeLinear":
             return _dequantize(node, *inputs)
         if node.op in _MORE:
+            assert inputs[0] is not None
             return _MORE[node.op](inputs[0])
         if node.op == "Clip" and len(inputs) > 1:
             low, high = (*inputs[1:], None)[:2]

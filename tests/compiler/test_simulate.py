@@ -239,7 +239,7 @@ def test_what_cannot_be_simulated_is_named(net: nn.Module) -> None:
 
     class Odd(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.det(x) + x
+            return torch.linalg.det(x)[..., None, None] + x
 
     with pytest.raises(UnsupportedError, match="Det has no differentiable form"):
         npuc.simulate(Odd(), x, target="cpu", precision="float")(x)

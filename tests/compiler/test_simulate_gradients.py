@@ -128,7 +128,7 @@ def test_equal_parameters_stay_apart() -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 assert parameter.grad is not None
-                parameter -= 0.05 * parameter.grad
+                parameter.sub_(0.05 * parameter.grad)
     with torch.no_grad():
         torch.testing.assert_close(simulated(x), model(x), rtol=1e-4, atol=1e-5)
 
@@ -148,14 +148,15 @@ def test_codes_let_gradients_through_and_clipping_stops_them() -> None:
     inside = (x.detach().abs() <= 1).numpy()
     up = torch.tensor([[1.0, -2.0, 0.5], [0.3, 0.7, -1.0]])
     torch.autograd.backward((simulated(x) * up).sum())
-    assert x.grad is not None and model.weight.grad is not None
+    assert x.grad is not None
+    assert model.weight.grad is not None and model.bias.grad is not None
     # 1e-6: sums of three float32 products.
     np.testing.assert_allclose(x.grad.numpy(), up.numpy() @ coded * inside, atol=1e-6)
     affine = codes.activation(-1.0, 1.0, scheme)
     numbers = np.rint(x.detach().numpy() / affine.scale) + affine.zero
     real = (np.clip(numbers, affine.low, affine.high) - affine.zero) * affine.scale
     np.testing.assert_allclose(model.weight.grad.numpy(), up.numpy().T @ real, atol=1e-6)
-    np.testing.assert_allclose(model.bias.grad, up.numpy().sum(0), atol=1e-6)
+    np.testing.assert_allclose(model.bias.grad.numpy(), up.numpy().sum(0), atol=1e-6)
 
 
 def test_codes_end_where_the_gradient_does() -> None:
