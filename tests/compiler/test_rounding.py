@@ -17,6 +17,7 @@ from npuc.passes.qdq.products import coded
 from npuc.passes.quantize import Quantize
 from npuc.profile import Fact, Profile
 from npuc.program import Program, Tensors
+from npuc.quantization import Choices, Quantizer
 from npuc.runners import OnnxRunner
 from npuc.second_moments import Moments, collect
 
@@ -291,3 +292,31 @@ def test_patches_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = sums()
     assert parts.count == whole.count
     np.testing.assert_allclose(parts.total, whole.total, rtol=1e-12)
+
+
+def test_the_quantizer_learns_once_for_all_its_programs(
+    net: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search over programs that leave nodes in float must not learn again for each."""
+    data, runs = calls(net, 6), list[int]()
+    learn = rounding.learn
+
+    def counted(*given: Any, **named: Any) -> LearnRounding:
+        runs.append(1)
+        return learn(*given, **named)
+
+    monkeypatch.setattr(rounding, "learn", counted)
+    quantizer = Quantizer(net, data, FOUR, Choices(rounding="gptq"))
+    mixed, whole = quantizer.program(("conv_0",)), quantizer.program()
+    for made in (mixed, whole):
+        (step,) = (s for s in made.steps if s.name == "learn-rounding")
+        assert step.options == {"method": "gptq"} and step.changes >= 2 and not step.refusals
+    assert len(runs) == 1
+    plain = Quantizer(net, data, FOUR).program()
+    assert "learn-rounding" not in [step.name for step in plain.steps]
+    assert loss(net, whole, data) < loss(net, plain, data)
+
+
+def test_the_quantizer_refuses_an_unknown_rounding_at_once(net: Program) -> None:
+    with pytest.raises(UsageError, match="no rounding 'up'"):
+        Quantizer(net, [], FOUR, Choices(rounding="up"))
