@@ -115,14 +115,15 @@ class Observer:
         else:
             self.zeros = int(weights[flat == 0].sum())
         factor = np.float32(BINS / 2 / self.radius)
-        counts: Array = np.zeros(BINS, np.int64 if weights is None else np.float64)
+        # Sums of whole numbers: exact below 2^53, whatever numpy's type for them.
+        counts: Array | None = None
         for start in range(0, flat.size, _CHUNK):
-            part = flat[start : start + _CHUNK]
-            index = _bins(part, factor)
-            counts += np.bincount(
-                index, None if weights is None else weights[start : start + _CHUNK], BINS
-            )
-        self.counts += counts.astype(np.int64)  # sums of whole numbers: exact below 2^53
+            part = slice(start, start + _CHUNK)
+            index = _bins(flat[part], factor)
+            found = np.bincount(index, None if weights is None else weights[part], BINS)
+            counts = found if counts is None else np.add(counts, found, out=counts)
+        if counts is not None:
+            self.counts = counts.astype(np.int64, copy=False)
 
     def _weights(self, values: Array) -> Array | None:
         """Return the weight of every value, as float64 for numpy's sake."""

@@ -11,8 +11,9 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from npuc.calibrate import Ranges, collect
-from npuc.errors import ArtifactError, ParityError, UsageError
+from npuc import observers, streaming
+from npuc.calibrate import collect
+from npuc.errors import ParityError, UsageError
 from npuc.passes.base import run
 from npuc.passes.qdq.sites import observed
 from npuc.passes.quantize import Quantize
@@ -100,21 +101,6 @@ def test_samples_of_several_sizes(scheme: IntScheme) -> None:
     assert collect(program(), mixed, scheme).samples == 4
 
 
-def test_json_round_trip(scheme: IntScheme) -> None:
-    ranges = collect(program(), samples(3), scheme)
-    assert Ranges.from_json(ranges.to_json()) == ranges
-    assert Ranges.from_json(ranges.to_json()).to_json() == ranges.to_json()
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "{}", "[]", "3", '{"format": "npuc-ranges-9"}', '{"format": "npuc-ranges-1"}', "null"],
-)
-def test_json_that_is_no_ranges(text: str) -> None:
-    with pytest.raises(ArtifactError):
-        Ranges.from_json(text)
-
-
 def test_progress(scheme: IntScheme) -> None:
     calls: list[tuple[int, int]] = []
     collect(program(), list(samples(3)), scheme, progress=lambda d, n: calls.append((d, n)))
@@ -169,5 +155,9 @@ def test_memory_does_not_grow_with_the_samples(name: str, scheme: IntScheme) -> 
         collect(program(), samples(count, size=64), scheme, observer=name)
 
     calibrate(2)  # caches of the libraries
-    few, many = peak(lambda: calibrate(8)), peak(lambda: calibrate(64))
-    assert many <= 1.1 * few
+    few, many = peak(lambda: calibrate(16)), peak(lambda: calibrate(128))
+    # How many calls are under way at once is up to the machine: each has its histograms, and its
+    # tensors of 48 and 64 KiB.
+    under_way = (streaming.AT_ONCE + 1) * 2 * (observers.BINS * 8 + 2**16)
+    assert many <= 1.1 * few + under_way
+    assert under_way < 0.1 * 112 * (observers.BINS * 8 + 2**16)  # what keeping them would take

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from npuc.observers import BINS, Observer
+from npuc.observers import BINS, Importance, Observer
 
 Array = np.ndarray[Any, Any]
 NUMBERS = st.floats(-(2.0**40), 2.0**40, width=32).filter(lambda v: v == 0 or abs(v) > 1e-20)
@@ -95,3 +95,29 @@ def test_arrays_of_any_layout() -> None:
 def test_more_than_one_chunk() -> None:
     values = np.random.default_rng(0).normal(size=300_000).astype(np.float32)
     assert observe([values]).counts.sum() == values.size
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(chunks=CHUNKS, cut=st.integers(0, 6))
+def test_what_was_seen_apart_adds_up(chunks: list[Array], cut: int) -> None:
+    """However samples are grouped: by merging observers, or joined to one array."""
+    whole = observe(chunks)
+    one, other = observe(chunks[:cut]), observe(chunks[cut:])
+    one.merge(other)
+    joined = observe([np.concatenate(chunks)])
+    for found in (one, joined):
+        np.testing.assert_array_equal(found.counts, whole.counts)
+        assert (found.low, found.high, found.zeros) == (whole.low, whole.high, whole.zeros)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    values=hnp.arrays(np.float32, (5, 3), elements=NUMBERS | st.just(0.0)),
+    weights=st.lists(st.integers(1, 255), min_size=3, max_size=3),
+)
+def test_importance_repeats_values(values: Array, weights: list[int]) -> None:
+    seen = Observer(True, Importance(-1, np.array(weights)))
+    assert seen.see(values)
+    repeated = observe([np.repeat(values, weights, axis=1)])
+    np.testing.assert_array_equal(seen.counts, repeated.counts)
+    assert seen.zeros == repeated.zeros
