@@ -106,9 +106,11 @@ def catalogue() -> Mapping[str, type[Pass]]:
     from npuc.passes.narrow_int64 import NarrowInt64
     from npuc.passes.quantize import Quantize
     from npuc.passes.reduce_rank import ReduceRank
+    from npuc.passes.round_factors import RoundFactors
     from npuc.passes.round_floats import RoundFloats
     from npuc.passes.simplify import Simplify
     from npuc.passes.tflite_arithmetic import TfliteArithmetic
+    from npuc.passes.weight_only import WeightOnly
 
     every: tuple[type[Pass], ...] = (
         AlignChannels,
@@ -128,8 +130,10 @@ def catalogue() -> Mapping[str, type[Pass]]:
         NarrowInt64,
         Quantize,
         ReduceRank,
+        RoundFactors,
         RoundFloats,
         Simplify,
         TfliteArithmetic,
+        WeightOnly,
     )
     return {item.name: item for item in every}
