@@ -99,6 +99,7 @@ class Report:
     """What the pipeline returns, as far as the command line looks at it."""
 
     exit_code: int = 0
+    layers: None = None
 
     def table(self) -> str:
         return f"table of {self.exit_code}"
