@@ -4,8 +4,8 @@
 
 The policy is what plain int8 reaches plus `MORE` dB, so that plain int8 fails by as much whatever
 it reaches. The table says which share of the layers and of their operations is above 8 bits, how
-many programs the search ran, and how long. Exit code 1 where a policy is missed, or where `SHARE`
-or more of the operations are above 8 bits.
+many programs the search ran, and how long. Exit code 1 where fewer than `MODELS` cases (or all,
+where fewer are asked for) meet their policy with less than `SHARE` of the operations above 8 bits.
 """
 
 import sys
@@ -30,7 +30,7 @@ CASES = (
 MORE = 2.5
 """dB above plain int8: its noise power must fall by almost a half."""
 
-SHARE = 0.2
+SHARE, MODELS = 0.2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,9 @@ def main(words: Sequence[str]) -> int:
         print("\n".join([f"{case}, policy {outcome.policy:.1f} dB", *outcome.mixed.lines(), ""]))
         sys.stdout.flush()
     print(columns([HEADER, *map(cells, found)]))
-    return 0 if all(outcome.good for outcome in found) else 1
+    good = sum(outcome.good for outcome in found)
+    print(f"{good} of {len(found)} with less than {SHARE:.0%} of the operations above 8 bits")
+    return 0 if good >= min(MODELS, len(found)) else 1
 
 
 if __name__ == "__main__":
