@@ -14,7 +14,7 @@ from npuc.errors import UnsupportedError, UsageError
 from npuc.passes.graphs import infer_types
 from npuc.passes.qdq.sites import observed
 from npuc.passes.round_floats import RoundFloats
-from npuc.profile import IntScheme
+from npuc.profile import FLOATS, IntScheme
 from npuc.program import Program, Tensors
 from npuc.simulation import structure
 from npuc.simulation.graph import Simulated
@@ -47,9 +47,9 @@ def simulate(
     """
     found = plugins.find(target)
     chosen = precision or found.profile.precisions[0]
-    if chosen not in found.profile.precisions:
-        listed = ", ".join(found.profile.precisions)
-        raise UsageError(f"precision {chosen!r} is not available: {target} has {listed}")
+    known = [name for name in found.profile.precisions if name == "float" or name not in FLOATS]
+    if chosen not in known:
+        raise UsageError(f"precision {chosen!r} is not simulated: {target} has {', '.join(known)}")
     structure.check(model)
     made = Simulation(model, target, chosen, observer)
     calls = [] if example_inputs is None else [example_inputs]
@@ -108,7 +108,7 @@ class Simulation(nn.Module):
     @property
     def scheme(self) -> IntScheme | None:
         """How integers stand for tensors; None where the precision has floats alone."""
-        return None if self.precision == "float" else self._profile.int_scheme
+        return self._found.profile.scheme(self.precision)
 
     def calibrate(self, calls: Iterable[Any]) -> None:
         """Take the ranges of activations from these calls and the parameters as they are now.

@@ -62,3 +62,13 @@ def test_an_onnx_file_with_data(tmp_path: Path) -> None:
     assert PASSED in printed
     assert {"exported", "quantize", "artifact"} <= set(_stages(printed))
     assert PASSED in _run(tmp_path, NPUC, "verify", "out/digits.npuc")
+
+
+def test_fine_tune_for_the_chip(tmp_path: Path) -> None:
+    printed = _run(tmp_path, sys.executable, EXAMPLES / "05_finetune_for_the_chip.py")
+    rows = [line.rsplit(maxsplit=3)[1:3] for line in printed.splitlines()[1:]]
+    right, sqnr = zip(*((float(r.rstrip("%")), float(s)) for r, s in rows), strict=True)
+    assert len(rows) == 4 and min(right) > right[0] - 1
+    _, before, tuned, compiled = sqnr
+    assert tuned > before + 6 and abs(compiled - tuned) < 1
+    assert (tmp_path / "out" / "digits.npuc").is_file()

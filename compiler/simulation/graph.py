@@ -8,6 +8,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from npuc.errors import UnsupportedError
 from npuc.passes.base import run
 from npuc.passes.decompose_rnn import DecomposeRnn
 from npuc.passes.graphs import constant, infer_types
@@ -22,6 +23,10 @@ from npuc.simulation.origins import Rule, unique
 from npuc.simulation.rounding import Coding, coded_bias, round_float
 from npuc.simulation.structure import Structure
 from npuc.thresholds import Range
+
+SAME = 1e-6
+"""What a coded constant may be off by, relative to the largest of its tensor: float32 roundings
+of its scale. A code that differs is off by 1/127 of it at least."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +99,40 @@ class Simulated:
             [item.format for item in rounds],
         )  # fmt: skip
         self._outputs = [port.name for port in self.program.outputs]
+        given = {n: torch.tensor(a) for n, a in arrays(before.model).items()}
+        with torch.no_grad():
+            _compare(program, self._codes.made(given, self._scheme))
 
     def __call__(self, call: Values, parameters: Values) -> dict[str, Tensor]:
         """Return the outputs by name."""
         weights = self._lineage(parameters)
-        device = next(iter(parameters.values())).device
+        device = next((t.device for t in (*parameters.values(), *call.values())), None)
         fixed = {name: tensor.to(device) for name, tensor in self._fixed.items()}
         made = self._codes.made({**fixed, **weights}, self._scheme)
         values = self._run({**call, **self._late(weights)}, made)
         return {name: values[name] for name in self._outputs}
+
+
+def _compare(program: Program, made: Values) -> None:
+    """Raise `UnsupportedError` where coded constants are not what is computed here for them.
+
+    A weight that the program codes in another way would be a constant here, without a gradient.
+    """
+    nodes = [
+        node
+        for node in program.model.graph
+        if node.op_type == "DequantizeLinear" and constant(node.inputs[0]) is not None
+    ]
+    real = Evaluator(nodes, program.opset, ())({}, {})
+    wrong = []
+    for node in nodes:
+        name = node.outputs[0].name or ""
+        bar = SAME * float(real[name].abs().max())
+        if name not in made or float((made[name] - real[name]).abs().max()) > bar:
+            wrong.append(f"{name} of shape {list(real[name].shape)}")
+    if wrong:
+        listed = ", ".join(wrong)
+        raise UnsupportedError(f"npuc cannot simulate how these constants are coded: {listed}")
 
 
 def codes(before: Program, after: Program, scheme: IntScheme) -> Codes:

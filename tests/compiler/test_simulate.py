@@ -204,6 +204,13 @@ def test_calls_and_results_look_like_the_models() -> None:
     assert decibels([wanted["more"][0].detach()], [found["more"][0].detach()]) > 30
 
 
+def test_a_model_without_parameters_is_rounded_too() -> None:
+    x = torch.linspace(-1, 1, 40).reshape(4, 10)
+    simulated = npuc.simulate(nn.Softmax(-1), x, target="atom", precision="float")
+    error = (simulated(x) - torch.softmax(x, -1)).abs().max()
+    assert 0 < float(error) < 1e-2  # atom's floats have 8 to 11 significant bits
+
+
 def test_bounds_can_be_trained() -> None:
     class Clipped(nn.Module):
         def __init__(self) -> None:
@@ -234,12 +241,15 @@ def test_what_cannot_be_simulated_is_named(net: nn.Module) -> None:
         npuc.simulate(net, target="atom", calibration=[])
     with pytest.raises(UsageError, match="atom has int8, float"):
         npuc.simulate(net, x, target="atom", precision="int3")
+    with pytest.raises(UsageError, match="'w4a16' is not simulated"):
+        npuc.simulate(net, x, target="atom", precision="w4a16")
     with pytest.raises(UnsupportedError, match=r"0\.weight is float16"):
         npuc.simulate(net.half(), x.half(), target="atom")
 
     class Odd(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.linalg.det(x)[..., None, None] + x
+            out: Tensor = torch.linalg.det(x)[..., None, None] + x
+            return out
 
     with pytest.raises(UnsupportedError, match="Det has no differentiable form"):
         npuc.simulate(Odd(), x, target="cpu", precision="float")(x)
