@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import measure
+from quantization import promises, table
 from quantization import rows as store
-from quantization import table
 from quantization.methods import BY_NAME, METHODS, QUICK, Method
 from quantization.rows import Results, Row
 
@@ -29,6 +29,7 @@ from npuc import models
 HERE = Path(__file__).resolve().parent
 README = HERE.parents[1] / "README.md"
 NNCF = "NPUC_NNCF_PYTHON"
+TWINS = ("plain", "rescaled")
 RELU = "relu-mobilenet"
 """Made by the benchmark: see quantization/relu_mobilenet.py."""
 
@@ -38,9 +39,13 @@ SHARE = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to measure. `held_out` calls are evaluated on; 0: all there are."""
+    """What to measure. `held_out` calls are evaluated on; 0: all there are.
+
+    `twins`: plain, rescaled; empty for both of a trained model and the plain full-size one.
+    """
 
     methods: Sequence[Method]
+    twins: Sequence[str]
     turns: int
     held_out: int
     work: Path
@@ -60,9 +65,10 @@ def benchmark(name: str, samples: Sequence[int], settings: Settings) -> Results:
     command = [str(folder), str(max(samples)), str(settings.held_out)]
     facts = _last(measure.run(_python("prepare", name, *command), HERE))
     kept: list[Row] = []
+    twins = settings.twins or (TWINS if facts["trained"] else TWINS[:1])
     for count in samples:
-        for source in sorted(folder.glob("*.onnx")):
-            if source.stem not in ("plain", "rescaled"):
+        for source in (folder / f"{twin}.onnx" for twin in twins):
+            if not source.exists():  # not every model can be rescaled
                 continue
             found = [Row(name, source.stem, count, m.name) for m in settings.methods]
             done = [*_each(found, source, facts, settings)]
@@ -184,9 +190,10 @@ def publish(results: Results) -> None:
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(known())}")
-    parser.add_argument("--methods", default="", help=f"of {','.join(m.name for m in METHODS)}")
+    parser.add_argument("--methods", help=f"of {','.join(m.name for m in METHODS)}")
     parser.add_argument("--full", action="store_true", help="the full-size models")
     parser.add_argument("--samples", help="calibration samples (64; full-size: 64,512)")
+    parser.add_argument("--twins", help="plain,rescaled (both; full-size: plain)")
     parser.add_argument("--turns", type=int, default=1, help="runs of each method")
     parser.add_argument("--held-out", type=int, default=0, help="calls to evaluate on (all)")
     parser.add_argument("--work", type=Path, help="folder for models and data (temporary)")
@@ -196,7 +203,8 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     given = parser.parse_args(words)
     for kind, names, there in (
         ("model", given.models, known()),
-        ("method", given.methods.split(",") if given.methods else [], BY_NAME),
+        ("method", _words(given.methods), BY_NAME),
+        ("twin", _words(given.twins), TWINS),
     ):
         if unknown := sorted(set(names) - set(there)):
             parser.error(f"unknown {kind}: {', '.join(unknown)}; there are {', '.join(there)}")
@@ -205,8 +213,12 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
+def _words(given: str | None) -> list[str]:
+    return given.split(",") if given else []
+
+
 def _methods(given: argparse.Namespace) -> list[Method]:
-    chosen = given.methods.split(",") if given.methods else (QUICK if given.quick else BY_NAME)
+    chosen = _words(given.methods) or (QUICK if given.quick else BY_NAME)
     found = [BY_NAME[name] for name in chosen]
     if NNCF not in os.environ and any(m.side == "nncf" for m in found):
         if given.methods:
@@ -227,7 +239,8 @@ def main(words: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="npuc-quantize-") as temporary:
         work = given.work.resolve() if given.work else Path(temporary)
         held_out = 8 if given.quick else given.held_out
-        settings = Settings(_methods(given), given.turns, held_out, work)
+        twins = _words(given.twins)
+        settings = Settings(_methods(given), twins, given.turns, held_out, work)
         for name in names:
             print(f"{name}:", flush=True)
             usual = "64" if known()[name] else "64,512"
@@ -239,7 +252,7 @@ def main(words: Sequence[str] | None = None) -> int:
     print(f"\n{table.every(results)}")
     if given.quick:
         return 0
-    short = [*table.missed(results)]
+    short = [*promises.missed(results)]
     print("\n".join(["", "short of the promises:", *short] if short else ["", "all promises kept"]))
     return int(bool(short))
 

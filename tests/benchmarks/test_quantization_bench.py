@@ -213,7 +213,7 @@ def test_a_new_run_replaces_the_same_case_only(tmp_path: Path) -> None:
 
 
 def test_every_promise_that_is_not_kept_is_named() -> None:
-    from quantization import table
+    from quantization import promises
 
     kept = _results(
         _row("npuc-default", 30.0, agreement=0.995),
@@ -221,18 +221,38 @@ def test_every_promise_that_is_not_kept_is_named() -> None:
         _row("npuc-default", 29.5, "rescaled", agreement=1.0),
         _row("ort-minmax", 26.4, "rescaled"),
     )
-    assert not [*table.missed(kept)]
+    assert not [*promises.missed(kept)]
     short = _results(
         _row("npuc-default", 30.0, agreement=0.98),
         _row("nncf-mixed", 30.5),
         _row("npuc-default", 28.0, "rescaled", agreement=1.0),
         _row("ort-minmax", 26.0, "rescaled"),
     )
-    assert [*table.missed(short)] == [
+    assert [*promises.missed(short)] == [
         "m plain: 30.0 dB, 30.5 dB are needed beside the best peer",
         "m plain: agreement 0.9800, 0.99 is needed",
         "m rescaled: 28.0 dB, 29.0 dB are needed beside the best peer",
         "m rescaled: 28.0 dB, the plain twin has 30.0 dB",
+    ]
+
+
+def test_what_it_costs_is_held_against_the_promises() -> None:
+    from dataclasses import replace
+
+    from quantization import promises
+
+    ours = _row("npuc-default", 30.0, seconds=(4.0,), peak=(300.0,))
+    rows = (
+        ours,
+        replace(ours, samples=512, peak=(340.0,)),
+        _row("npuc-min-max", 30.0, seconds=(6.0, 4.0, 5.1), peak=(300.0,)),
+        _row("ort-minmax", 20.0, seconds=(10.0,), peak=(900.0,)),
+        _row("nncf-mixed", 20.0, seconds=(10.0,), peak=(290.0,)),
+    )
+    assert [*promises.missed(_results(*rows))] == [
+        "m plain 64: npuc-min-max takes 0.51 of the seconds of ort-minmax",
+        "m plain 64: peak 300 MiB, NNCF's least is 290 MiB",
+        "m plain: memory grows from 300 to 340 MiB at 512 samples",
     ]
 
 
@@ -283,4 +303,4 @@ def test_a_quick_run_measures_every_twin_with_every_method() -> None:
         for twin in ("plain", "rescaled")
         for method in ("npuc-default", "ort-minmax")
     ]
-    assert all(row[8] == "23/23" for row in rows)
+    assert all(row[8].startswith("23/23 (") for row in rows)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from quantization.data import FACTS, HELD_OUT, LABELS, Array, Calls
 from quantization.measures import CLASS_AXIS, agreement, answers, sqnr
-from quantization.shares import share
+from quantization.shares import kernels, share
 
 
 def main(folder: Path, source: Path, paths: Sequence[Path]) -> dict[str, Any]:
@@ -31,6 +31,7 @@ def main(folder: Path, source: Path, paths: Sequence[Path]) -> dict[str, Any]:
             "sqnr": [sqnr(a, b) for a, b in zip(original, other, strict=True)],
             "metric": _metric(facts, folder, other),
             "share": share(path),
+            "kernels": kernels(path),
         }
         axis = CLASS_AXIS.get(facts["task"]) if facts["trained"] else None
         if axis is not None:

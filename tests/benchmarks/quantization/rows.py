@@ -19,7 +19,8 @@ Case = tuple[str, str, int]
 class Row:
     """One method on one case. `error` is set where it did not finish, and then nothing else is.
 
-    `sqnr` in dB for each output; `share` operators with 8-bit operands, and all; `seconds` of
+    `sqnr` in dB for each output; `share` operators with 8-bit operands, and all;
+    `kernels` what ONNX Runtime's CPU provider runs on integers of them; `seconds` of
     quantization, `prepared` of what goes before it; `peak` and `anonymous` memory in MiB of the
     whole process, `before` what it took when quantization began; one each turn. `agreement` and
     `ties`: see `measures.agreement`.
@@ -32,6 +33,7 @@ class Row:
     error: str = ""
     sqnr: Sequence[float] = ()
     share: Sequence[int] = ()
+    kernels: int | None = None
     metric: float | None = None
     agreement: float | None = None
     ties: int = 0

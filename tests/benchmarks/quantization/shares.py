@@ -1,7 +1,9 @@
 """Count which multiply-accumulate operators of a QDQ model really have 8-bit operands."""
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx.inliner
@@ -10,6 +12,10 @@ _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"})
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 """Their products count as well, and in none of the formats compared here do they take codes."""
 
+_KERNELS = frozenset(
+    {"QLinearConv", "QLinearMatMul", "QGemm", "QAttention", "ConvInteger", "MatMulInteger"}
+    | {"MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
+)
 _MOVES = frozenset(
     {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Split"}
     | {"Gather", "Expand"}
@@ -43,6 +49,19 @@ def share(path: Path) -> tuple[int, int]:
         and all(_is_byte(name, made, types | inputs) for name in _operands(node))
     ]
     return len(coded), len(products)
+
+
+def kernels(path: Path) -> int:
+    """Return how many operators ONNX Runtime, as it optimizes a model here, runs on integers."""
+    import onnxruntime as ort
+
+    options: Any = ort.SessionOptions()
+    options.log_severity_level = 4
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(optimized)
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return sum(node.op_type in _KERNELS for node in onnx.load(optimized).graph.node)
 
 
 def _operands(node: onnx.NodeProto) -> list[str]:

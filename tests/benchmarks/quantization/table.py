@@ -1,50 +1,17 @@
 """Markdown of the results: quality at 64 samples, cost of the full-size models, every number."""
 
-from collections.abc import Iterator, Mapping
-
 from quantization.methods import METHODS
+from quantization.promises import OURS, SAMPLES, best
 from quantization.rows import HELD_OUT_MODELS, Case, Results, Row
 
-SAMPLES = 64
-OURS = "npuc-default"
 MARKS = ("<!-- quantization -->\n", "<!-- /quantization -->\n")
-_MARGIN, _TWIN = 3.0, 1.0
-"""dB: what npuc has to be better by on rescaled models; how close they stay to their plain twin."""
 
 _HEAD = (
     "| model | npuc | ONNX Runtime's best | NNCF's best | npuc over it | same choice: npuc, theirs "
-    "| metric: float, npuc, theirs | 8-bit products: npuc, ORT, NNCF |\n|" + "---|" * 8
+    "| metric: float, npuc, theirs | 8-bit products (on integers): npuc, ORT, NNCF |\n|"
+    + "---|"
+    * 8
 )
-
-
-def best(rows: Mapping[str, Row], side: str) -> Row | None:
-    """Return the peer's variant with the largest SQNR; None where none finished."""
-    found = [row for name, row in rows.items() if name.startswith(f"{side}-") and row.sqnr]
-    return max(found, key=lambda row: row.worst, default=None)
-
-
-def missed(results: Results) -> Iterator[str]:
-    """Yield what falls short of the promises, one line each."""
-    for case in _quality(results):
-        rows = results.of(case)
-        if OURS not in rows:
-            continue
-        ours = rows[OURS].worst
-        name = " ".join(case[:2])
-        peers = [row for side in ("ort", "nncf") if (row := best(rows, side)) is not None]
-        bar = max((row.worst for row in peers), default=-float("inf"))
-        bar += _MARGIN if case[1] == "rescaled" else 0.0
-        if ours < bar:
-            yield f"{name}: {ours:.1f} dB, {bar:.1f} dB are needed beside the best peer"
-        plain = results.of((case[0], "plain", case[2])).get(OURS)
-        if case[1] == "rescaled" and plain is not None and abs(plain.worst - ours) > _TWIN:
-            yield f"{name}: {ours:.1f} dB, the plain twin has {plain.worst:.1f} dB"
-        same, least = rows[OURS].agreement, _LEAST.get(results.models[case[0]]["task"], 0.0)
-        if same is not None and same < least:
-            yield f"{name}: agreement {same:.4f}, {least} is needed"
-
-
-_LEAST = {"classification": 0.99, "language": 0.95}
 
 
 def _quality(results: Results) -> list[Case]:
@@ -77,7 +44,7 @@ def _quality_row(case: Case, results: Results) -> str:
         _db(ours), _named(ort), _named(nncf), more,
         ", ".join(_percent(row.agreement if row else None) for row in (ours, peer)),
         ", ".join(_metric(m) for m in (about["metric"], *((r and r.metric) for r in (ours, peer)))),
-        ", ".join("/".join(map(str, row.share)) if row else "-" for row in (ours, ort, nncf)),
+        ", ".join(_share(row) for row in (ours, ort, nncf)),
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
@@ -86,6 +53,13 @@ def _db(row: Row | None) -> str:
     if row is None:
         return "-"
     return f"{row.worst:.1f} dB" if row.sqnr else "failed"
+
+
+def _share(row: Row | None) -> str:
+    if row is None or not row.share:
+        return "-"
+    done = "" if row.kernels is None else f" ({row.kernels})"
+    return f"{row.share[0]}/{row.share[1]}{done}"
 
 
 def _named(row: Row | None) -> str:
@@ -132,7 +106,8 @@ def every(results: Results) -> str:
     """Return one row per case and method: all that is known."""
     lines = [
         "| model | twin | samples | method | SQNR, each output | same choice | ties | metric "
-        "| 8-bit products | seconds | before that | peak MiB | of it before | anonymous |",
+        "| 8-bit products (on integers) | seconds | before that | peak MiB | of it before "
+        "| anonymous |",
         "|" + "---|" * 14,
     ]
     order = {method.name: index for index, method in enumerate(METHODS)}
@@ -148,7 +123,7 @@ def _every_cells(row: Row) -> tuple[str, ...]:
         return (*first, row.error.replace("|", "/"), *[""] * 9)
     return (
         *first, ", ".join(f"{db:.1f}" for db in row.sqnr), _percent(row.agreement),
-        str(row.ties), _metric(row.metric), "/".join(map(str, row.share)),
+        str(row.ties), _metric(row.metric), _share(row),
         *(", ".join(f"{n:.3g}" for n in ns) for ns in (row.seconds, row.prepared)),
         *(", ".join(f"{n:.0f}" for n in ns) for ns in (row.peak, row.before, row.anonymous)),
     )  # fmt: skip
