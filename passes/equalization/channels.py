@@ -63,6 +63,7 @@ class Channels:
 
     def give(self, value: ir.Value, ids: Array) -> None:
         """Say what a tensor's factors are; axes along which they are equal shrink to one."""
+        ids = self.variables.known(ids)
         for axis in range(ids.ndim):
             if ids.shape[axis] > 1 and (ids == ids.take([0], axis)).all():
                 ids = ids.take([0], axis)

@@ -95,3 +95,16 @@ def test_a_long_chain_is_followed() -> None:
     roots, signs = variables.resolved()
     assert len(set(roots[1:])) == 1
     assert (signs[1:-1] * signs[2:] == -1).all()
+
+
+def test_what_is_known_to_be_equal_has_one_number() -> None:
+    variables = Variables()
+    ids = variables.fresh(6)
+    variables.join(ids[:1], ids[1:2])
+    variables.join(ids[2:3], ids[3:4], -1)
+    variables.hold(ids[4:5])
+    found = variables.known(ids.reshape(2, 3)).ravel()
+    assert found[0] == found[1] != 0
+    assert found[4] == 0
+    # The inverse of a factor, and what nothing is known of, keep numbers of their own.
+    assert len({0, *found[[0, 2, 3, 5]].tolist()}) == 5
