@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from npuc.partition import on_host
 from npuc.passes.graphs import constant, label
+from npuc.passes.round_floats import PRODUCTS
 from npuc.profile import FLOAT8, Fact, Profile
 from npuc.program import Program
 from npuc.text import section, size
@@ -38,9 +39,6 @@ FREE = frozenset(
      "Squeeze", "Unsqueeze"}
 )  # fmt: skip
 """Operators that need not compute or move anything: they rename, or belong to their reader."""
-
-PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-"""Operators with weights that are coded alone, and with factors that are 8-bit floats."""
 
 
 @dataclass(frozen=True, slots=True)

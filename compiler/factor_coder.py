@@ -6,7 +6,7 @@ from functools import cached_property
 from npuc.calibrator import Calibrator
 from npuc.errors import UsageError
 from npuc.passes.base import Watch, run
-from npuc.passes.round_factors import PRODUCTS, RoundFactors
+from npuc.passes.round_factors import SCHEME, RoundFactors
 from npuc.profile import FLOAT8, Profile
 from npuc.program import Program, Tensors
 from npuc.progress import Progress, Silent
@@ -45,7 +45,7 @@ class FactorCoder:
         if not self.activations:
             return Ranges({}, {}, 0, "none")
         calibrator = Calibrator(
-            self.calls, PRODUCTS, self.profile.name, observer=self.choices.observer,
+            self.calls, SCHEME, self.profile.name, observer=self.choices.observer,
             table=self.choices.table, progress=self.progress,
         )  # fmt: skip
         return calibrator.ranges(self.prepared, {})

@@ -13,15 +13,15 @@ from npuc.passes.arithmetic.round_to import DOMAIN, function, function_name
 from npuc.passes.base import Pass, Result
 from npuc.passes.graphs import Names, constant, drop_if_unused, infer_types, initializer, label
 from npuc.passes.qdq.sites import Site, sites
+from npuc.passes.round_floats import PRODUCTS
 from npuc.profile import IntScheme, Profile
 from npuc.program import Refusal
 
-_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-PRODUCTS = IntScheme(
+SCHEME = IntScheme(
     weight_dtype="int8", weight_range=(-127, 127), weight_per_channel=True,
     activation_dtype="int8", activation_range=(-127, 127), activation_symmetric=True,
     observer="min-max", percentile=99.999,
-    ops=_OPS, per_channel_ops=_OPS,
+    ops=PRODUCTS, per_channel_ops=PRODUCTS,
 )  # fmt: skip
 """Which operators have factors that are rounded, and what of them is observed: as for codes, whose
 ranges this says nothing else of."""
@@ -54,7 +54,7 @@ class RoundFactors(Pass):
             listed = ", ".join(fp8.FORMATS)
             raise PassError(f"there is no 8-bit float {self.format!r}", hint=f"use one of {listed}")
         infer_types(model)
-        found, refused = sites(model, PRODUCTS, self.skip)
+        found, refused = sites(model, SCHEME, self.skip)
         work = _Factors(model, fp8.FORMATS[self.format])
         refusals, changes = list(refused), 0
         for site in found:

@@ -9,8 +9,9 @@ import onnx_ir as ir
 
 from npuc.partition import on_host
 from npuc.passes.graphs import bodies, constant, label
-from npuc.passes.qdq.products import KINDS, Layout, layout_of
+from npuc.passes.qdq.products import Layout, layout_of
 from npuc.passes.qdq.sites import dequantized
+from npuc.passes.round_floats import PRODUCTS
 from npuc.program import Refusal
 
 Array = np.ndarray[Any, Any]
@@ -74,11 +75,11 @@ def matrices(
     refused = [
         Refusal(label(node), f"{node.op_type} is inside {where}")
         for where, node in bodies(model)
-        if node.domain == "" and node.op_type in KINDS
+        if node.domain == "" and node.op_type in PRODUCTS
     ]
     found: dict[str, list[Matrix]] = {}
     for node in model.graph:
-        if node.domain != "" or node.op_type not in KINDS or on_host(node):
+        if node.domain != "" or node.op_type not in PRODUCTS or on_host(node):
             continue
         if node.name in skipped:
             refused.append(Refusal(label(node), "skipped by name"))
