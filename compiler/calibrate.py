@@ -1,6 +1,7 @@
 """Run a program on samples and choose the range each tensor is quantized over."""
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from npuc import importance
 from npuc.checkpoint import Checkpoint
@@ -10,7 +11,8 @@ from npuc.passes.qdq.sites import observed
 from npuc.profile import IntScheme
 from npuc.program import Program, Tensors
 from npuc.ranges import Ranges
-from npuc.streaming import stream
+from npuc.streaming import AT_ONCE, stream
+from npuc.taps import cores
 from npuc.thresholds import method
 
 __all__ = ["Ranges", "collect"]
@@ -46,8 +48,10 @@ def collect(
         copy, samples, watching, progress=progress, forecast=forecast, checkpoint=checkpoint
     )
     watched = {t: seen for t, seen in watching.items() if seen.low <= seen.high}
+    with ThreadPoolExecutor(min(cores(), AT_ONCE)) as pool:
+        found = list(pool.map(lambda seen: chosen.choose(seen, scheme), watched.values()))
     return Ranges(
-        {t: chosen.choose(seen, scheme) for t, seen in watched.items()},
+        dict(zip(watched, found, strict=True)),
         {t: (seen.low, seen.high) for t, seen in watched.items()},
         done,
         name,
