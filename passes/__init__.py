@@ -92,7 +92,9 @@ def _as_written(scheme: IntScheme) -> bool:
 def catalogue() -> Mapping[str, type[Pass]]:
     """Return every pass npuc has by name, in alphabetical order."""
     from npuc.passes.align_channels import AlignChannels
+    from npuc.passes.center import Center
     from npuc.passes.check_batch import CheckBatch
+    from npuc.passes.correct_bias import CorrectBias
     from npuc.passes.decompose import Decompose
     from npuc.passes.decompose_rnn import DecomposeRnn
     from npuc.passes.drop_unused import DropUnused

@@ -141,14 +141,9 @@ def _offered(node: ir.Node) -> ir.Node:
 
 def _takes(node: ir.Node, index: int, size: int) -> bool:
     weight = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    if (
-        index != 0
-        or node.domain
-        or weight is None
-        or node.op_type not in ("Conv", "Gemm", "MatMul")
-    ):
+    if index != 0 or node.domain or weight is None or node.op_type not in _PRODUCTS:
         return False
-    if any(node.attributes.get_ints("pads", [0])) or node.attributes.get_int("transA", 0):
+    if any(node.attributes.get_ints("pads", [0])) or node.attributes.get_int("transA", 0) != 0:
         return False
     if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return False
