@@ -67,9 +67,11 @@ class Calibrator:
                     hint=f"use the options it was made with, or calibrate anew: rm {self.path}",
                 )
             return {name: known[name] for name in axes}
-        self.progress.stage(f"observe channels for {self.target}")
+        stage = f"observe channels for {self.target}"
+        self.progress.stage(stage)
         self._channels = channel_stats.collect(
             program, self.calls, axes, progress=self.progress.advance,
+            forecast=lambda text: self.progress.stage(f"{stage}: {text}"),
             checkpoint=self._checkpoint("channels.partial", program, str(sorted(axes.items()))),
         )  # fmt: skip
         return self._channels

@@ -131,6 +131,7 @@ def collect(
     axes: Mapping[str, int | tuple[int, ...]],
     *,
     progress: Callable[[int, int], None] | None = None,
+    forecast: Callable[[str], None] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> dict[str, ChannelStatistics]:
     """Observe the channels of tensors: name → axis or axes of its channels (negative from the end).
@@ -146,7 +147,7 @@ def collect(
         name: ChannelObserver(*((along,) if isinstance(along, int) else along))
         for name, along in axes.items()
     }
-    stream(program, samples, watching, progress=progress, checkpoint=checkpoint)
+    stream(program, samples, watching, progress=progress, forecast=forecast, checkpoint=checkpoint)
     found = {name: seen.statistics() for name, seen in watching.items()}
     return {name: stats for name, stats in found.items() if stats is not None}
 
