@@ -35,5 +35,10 @@ def rounding(expr: Any) -> tuple[int, int, bool] | None:
 
     None for another expression.
     """
-    match = _ROUND.fullmatch(name_of(expr).removeprefix("ai.npuc."))
+    return form(name_of(expr).removeprefix("ai.npuc."))
+
+
+def form(name: str) -> tuple[int, int, bool] | None:
+    """Return what an operator's name says of its rounding, as `rounding` does."""
+    match = _ROUND.fullmatch(name)
     return (int(match[1]), int(match[2]), bool(match[3])) if match else None

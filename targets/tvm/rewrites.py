@@ -14,6 +14,7 @@ from npuc.passes.fold_constants import FoldConstants
 from npuc.passes.graphs import Names, constant, infer_shapes, initializer
 from npuc.profile import Profile
 from npuc.targets.tvm import markers
+from npuc.targets.tvm.widen import widen
 
 DOMAIN = "ai.npuc"
 OLDEST, PROVEN = 18, 20
@@ -34,6 +35,7 @@ def prepare(model: ir.Model) -> ir.Model:
     InlinePass(lambda f: f.domain != DOMAIN or not markers.is_rounding(f.name))(copy)
     copy = raised(copy)
     FoldConstants().apply(copy, NO_PROFILE)
+    widen(copy)
     infer_shapes(copy)
     if Rewriter(copy).run():
         infer_shapes(copy)
