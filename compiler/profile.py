@@ -110,6 +110,8 @@ class IntScheme:
     requantize: str = "float32-even"
     accumulator_bits: int = 32
     overflow: str = "wrap"
+    constant_range: tuple[int, int] | None = None
+    """Codes of constants that are no weights, such as a summand; None: those of weights."""
     elementwise: str = "float"
     """Arithmetic of Add, Mul, pooling and Softmax on codes: "float" (computed in float32 and
     coded) or "tflite" (the reference kernels' integer rules)."""
@@ -219,7 +221,10 @@ class Profile:
             for key, fact in self.facts.items()
             if key.startswith(start)
         }
-        return replace(self, facts={**self.facts, **assumed, **stated})
+        # Four bits are for what is multiplied and summed: other constants keep their eight.
+        kept = self.facts.get("int8.constant_range", self.facts.get("int8.weight_range"))
+        others = {} if kept is None else {"int8.constant_range": kept}
+        return replace(self, facts={**self.facts, **others, **assumed, **stated})
 
     def scheme(self, precision: str) -> IntScheme | None:
         """Return the integer scheme of a precision; None where it computes in floats alone."""
@@ -260,6 +265,7 @@ class Profile:
             requantize=self.get("int8.requantize", "float32-even"),
             accumulator_bits=int(self.get("int8.accumulator_bits", 32)),
             overflow=self.get("int8.overflow", "wrap"),
+            constant_range=_pair(self.get("int8.constant_range")),
             elementwise=self.get("int8.elementwise", "float"),
         )
 
@@ -289,3 +295,7 @@ class Profile:
     def static_shapes(self) -> bool:
         """Whether every dimension must be a number before lowering."""
         return bool(self.get("shapes.static", True))
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    return None if value is None else (int(value[0]), int(value[1]))

@@ -131,6 +131,7 @@ SCHEMA: dict[str, Kind] = {
     "int8.weight_observer_language": TEXT,
     "int8.per_channel_ops": OPERATORS,
     "int8.scale_divisor": COUNT,
+    "int8.constant_range": CODE_RANGE,
     "int8.activation_dtype": named(CODES),
     "int8.activation_range": CODE_RANGE,
     "int8.activation_symmetric": FLAG,

@@ -1,6 +1,7 @@
 """Rewrite a graph's float inputs as dequantized integers."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx_ir as ir
 from npuc.errors import PassError
 from npuc.passes.graphs import Names, constant, drop_if_unused, initializer, label
 from npuc.passes.qdq import codes
-from npuc.passes.qdq.sites import Site, dequantized
+from npuc.passes.qdq.sites import PRODUCTS, Site, dequantized
 from npuc.profile import IntScheme
 from npuc.program import Refusal
 
@@ -123,15 +124,23 @@ class Editor:
         assert array is not None  # sites() lists constants only
         floor = self._floors.get(key, np.zeros(()))
         try:
-            scales = codes.weight_scales(array, site.axis, self.scheme, floor)
+            scheme = self._of(site)
+            scales = codes.weight_scales(array, site.axis, scheme, floor)
         except PassError as error:
             error.add_note(f"weight {name!r} of {label(site.node)!r}")
             raise
-        coded = codes.weight_codes(array, scales, site.axis, self.scheme)
-        zero = np.full(scales.shape, codes.weight_zero(self.scheme), coded.dtype)
+        coded = codes.weight_codes(array, scales, site.axis, scheme)
+        zero = np.full(scales.shape, codes.weight_zero(scheme), coded.dtype)
         real = self._dequantize(name, coded, scales, zero, site.axis, site.node)
         self._weights[key] = real, scales
         return real, scales
+
+    def _of(self, site: Site) -> IntScheme:
+        """Return the scheme of a site's constants: weights of a product, or another's operand."""
+        span = self.scheme.constant_range
+        if span is None or site.node.op_type in PRODUCTS:
+            return self.scheme
+        return replace(self.scheme, weight_range=span)
 
     def _edit_bias(self, site: Site, data: np.float32 | None) -> str:
         index = site.bias

@@ -9,11 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from npuc.passes.graphs import constant, label
-from npuc.passes.qdq.sites import dequantized
+from npuc.passes.qdq.sites import PRODUCTS, dequantized
 from npuc.program import Refusal
 
 Array = np.ndarray[Any, Any]
-KINDS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 BLOCK = 2**23
 """Values of patches that are made at a time: 32 MiB of float32, however large a call is."""
 
@@ -219,7 +218,7 @@ def _levels(model: ir.Model, sources: Collection[ir.Node]) -> dict[ir.Node, int]
 
 
 def _products(model: ir.Model) -> list[ir.Node]:
-    return [node for node in model.graph if node.domain == "" and node.op_type in KINDS]
+    return [node for node in model.graph if node.domain == "" and node.op_type in PRODUCTS]
 
 
 def layout_of(node: ir.Node, index: int, weight: Array) -> Layout | str:

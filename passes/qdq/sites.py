@@ -204,3 +204,5 @@ def dequantized(value: ir.Value | None) -> bool:
 
 
 _BUILDERS = {"Conv": _conv, "ConvTranspose": _conv, "Gemm": _gemm, "MatMul": _matmul}
+PRODUCTS = frozenset(_BUILDERS)
+"""Operators whose constants are weights: each is multiplied, and the products are summed."""

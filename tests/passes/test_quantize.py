@@ -424,3 +424,20 @@ def test_onnxruntime_fuses_it_into_integer_kernels(
     ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node]
     assert "QLinearConv" in kinds and "Relu" not in kinds
+
+
+def test_constants_that_are_no_weights_may_have_more_codes(parse: Any, integers: Any) -> None:
+    """Four bits are for what is multiplied and summed; a summand keeps its eight."""
+    rng = np.random.default_rng(4)
+    weights = {n: rng.normal(size=s).astype(np.float32) for n, s in (("w", (4, 4)), ("c", (3, 4)))}
+    body = "(float[3,4] x, float[4,4] w, float[3,4] c) => (float[3,4] y)"
+    program = parse(body + " { m = MatMul (x, w)  y = Add (m, c) }", weights)
+    device = integers(ops=["MatMul", "Add"], weight_range=[-7, 7], constant_range=[-127, 127])
+    ranges = {"x": (-1.0, 1.0), "m": (-3.0, 3.0)}
+    model = run(program, [Quantize(ranges)], device).model
+    peaks = {}
+    for name in ("w", "c"):
+        tensor = model.graph.initializers[f"{name}_quantized"].const_value
+        assert tensor is not None
+        peaks[name] = int(np.abs(tensor.numpy().astype(int)).max())
+    assert peaks == {"w": 7, "c": 127}

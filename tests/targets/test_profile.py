@@ -73,7 +73,8 @@ def test_at_a_precision_only_what_differs_is_replaced() -> None:
     four, eight = profile.at("w4a8").int_scheme, profile.int_scheme
     assert four is not None and eight is not None
     assert (four.weight_range, four.weight_dtype, four.weight_bits) == ((-7, 7), "int8", 4)
-    assert replace(four, weight_range=eight.weight_range) == eight and eight.weight_bits == 8
+    assert replace(four, weight_range=eight.weight_range, constant_range=None) == eight
+    assert eight.weight_bits == 8
     assert profile.at("w4a8").facts["int8.weight_range"].grade == "A"
     assert profile.at("w4a8").at("w4a8") == profile.at("w4a8")
     assert profile.scheme("w4a8") == four and profile.scheme("float") is None
@@ -95,3 +96,10 @@ def test_at_an_unknown_precision() -> None:
 
 def test_a_device_without_integers_has_none_at_any_precision() -> None:
     assert Profile.load("tpu").at("w4a8").int_scheme is None
+
+
+def test_four_bits_are_for_weights_alone() -> None:
+    """Other constants, such as a summand on a device without floats, keep their eight."""
+    scheme = Profile.load("aries").at("w4a8").int_scheme
+    assert scheme is not None
+    assert (scheme.weight_range, scheme.constant_range) == ((-7, 7), (-127, 127))

@@ -11,7 +11,7 @@ from npuc.errors import NpucError
 from npuc.facts import limits as fact_limits
 from npuc.facts import onnx_kinds
 from npuc.facts import schema as fact_schema
-from npuc.profile import Profile
+from npuc.profile import DERIVED, FLOATS, Profile
 
 INT8 = """
 precisions = { value = ["int8"], grade = "P", source = "s" }
@@ -77,6 +77,7 @@ def test_free_facts_and_facts_of_variants() -> None:
     ]
 
 
+NAMES = ", ".join(sorted({"int8", *FLOATS, *DERIVED}))
 VALUES = [
     ("engines", "0", "0 is not a whole number above 0"),
     ("engines", "true", "True is not a whole number above 0"),
@@ -86,11 +87,11 @@ VALUES = [
     ("power.w", "[60, 40]", "[60, 40] is not a number above 0, or [low, high] of them"),
     ("shapes.static", '"yes"', "'yes' is not true or false"),
     ("onnx.opset_max", "13.0", "13.0 is not a whole number from 1 to 99"),
-    ("precisions", "[]", "[] is not a list of different names among float, int8, w4a8"),
+    ("precisions", "[]", f"[] is not a list of different names among {NAMES}"),
     (
         "precisions",
         '["float", "float"]',
-        "['float', 'float'] is not a list of different names among float, int8, w4a8",
+        f"['float', 'float'] is not a list of different names among {NAMES}",
     ),
     ("ops.supported", '["Cnov"]', "'Cnov' is no ONNX operator; did you mean 'Conv'?"),
     ("ops.on_host", '["aten.relu"]', "'aten.relu' is no ONNX operator"),
