@@ -146,7 +146,18 @@ def test_what_fails_on_the_recorded_samples_is_not_accepted() -> None:
 
     costs = {"a": 0.1, "b": 0.2, "c": 0.3}
     assert search(Additive(bench.alone, (0.0,)), costs).names == ("a",)
-    assert search(bench, costs, judge).names == ("a", "b")
+    assert search(bench, costs, judge).names == ("b",)  # dearer, and valid
+
+
+def test_calibration_calls_that_are_harder_must_gain_as_much_as_the_samples() -> None:
+    """Ten times the noise on calibration calls: the policy is the samples', not theirs."""
+    bench = Additive({"a": (30.0,), "b": (4.0,), "c": (4.0,)}, (0.0,))
+
+    def judge(kept: Kept) -> Burden:
+        return tuple(value / 10 for value in bench.judge(kept))
+
+    mixed = search(bench, {"a": 0.1, "b": 0.1, "c": 0.1}, judge)
+    assert mixed.valid and mixed.names == ("a",) and mixed.note == ""
 
 
 def test_calibration_calls_that_floats_miss_do_not_stand_in_the_way() -> None:
@@ -154,7 +165,7 @@ def test_calibration_calls_that_floats_miss_do_not_stand_in_the_way() -> None:
     bench = Additive({"a": (9.0,), "b": (0.6,)}, (1.2,))
 
     def judge(kept: Kept) -> Burden:
-        return tuple(value / 3 for value in bench.judge(kept))
+        return (bench.judge(kept)[0] - 1.2,)  # samples that floats answer exactly
 
     mixed = search(bench, {"a": 0.1, "b": 0.1}, judge)
     assert mixed.valid and mixed.names == ("a",) and "they are not held to it" in mixed.note
