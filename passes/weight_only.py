@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import ClassVar
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -18,17 +17,14 @@ from npuc.passes.qdq.matrices import Matrix, matrices
 from npuc.profile import Profile, WeightScheme
 from npuc.text import size
 
-BLOCKED = 21
-"""The first opset whose DequantizeLinear takes blocks, and codes of four bits."""
-
 
 @dataclass(frozen=True)
 class WeightOnly(Pass):
     """x · W  ⇒  x · D(codes, scales), D = DequantizeLinear, for constants W of products
 
-    real = s·(q - z) for every `group` values along the axis that is summed over. From opset 21 on
-    D has blocks, and 4-bit codes take half a byte; before, D is over rows of one group each, with
-    a byte a code, and Reshape puts them together.
+    real = s·(q - z) for every `group` values along the axis that is summed over. D is over rows of
+    one group each, and Reshape puts them together: every opset has that. A code takes a byte here
+    whatever its bits: the file format beside the graph knows no smaller type.
 
     `coded` gives codes, and where the product's bias was corrected that, by the weight's name;
     without it a weight takes the nearest codes on the range that loses the least.
@@ -87,7 +83,6 @@ class _Writer:
 
     def __post_init__(self) -> None:
         self.names = Names(self.model)
-        self.blocked = self.model.opset_imports[""] >= BLOCKED
 
     def write(self, readers: tuple[Matrix, ...], codes: GroupCodes) -> None:
         """Let every reader of one weight read its codes."""
@@ -95,8 +90,7 @@ class _Writer:
         graph = first.node.graph
         assert graph is not None  # it was found in one
         new = Builder(graph, self.names, weight.name or "weight")
-        form = self._blocks if self.blocked else self._rows
-        real = form(new, first, codes)
+        real = self._rows(new, first, codes)
         real.type, real.shape = weight.type, weight.shape
         for made in new.nodes:
             made.metadata_props.update(first.node.metadata_props)
@@ -135,31 +129,9 @@ class _Writer:
             return new.op("Transpose", value, perm=(1, 0))
         return new.op("Reshape", value, new.constant("shape", np.array(matrix.shape, np.int64)))
 
-    def _blocks(self, new: Builder, matrix: Matrix, codes: GroupCodes) -> ir.Value:
-        """Dequantize the weight as it lies, in blocks along the axis that is summed over."""
-        axis = 0 if matrix.flipped else 1
-        parts = (codes.codes, codes.scales, codes.zeros)
-        array, scales, zeros = (np.ascontiguousarray(a.T if matrix.flipped else a) for a in parts)
-        kind = _type(codes)
-        value = new.op(
-            "DequantizeLinear",
-            new.constant("codes", array.astype(kind)),
-            new.constant("scales", scales),
-            new.constant("zero_points", zeros.astype(kind)),
-            axis=axis, block_size=codes.size,
-        )  # fmt: skip
-        if len(matrix.shape) == 2:
-            return value
-        return new.op("Reshape", value, new.constant("shape", np.array(matrix.shape, np.int64)))
-
     def _bias(self, node: ir.Node, bias: Array) -> None:
         old = node.inputs[2]
         assert old is not None and node.graph is not None  # only where there is one to correct
         free = self.names.new(f"{old.name}_corrected")
         node.replace_input_with(2, initializer(node.graph, free, bias.astype(np.float32)))
         drop_if_unused(old)
-
-
-def _type(codes: GroupCodes) -> "np.dtype[np.generic]":
-    narrow = {"int": ml_dtypes.int4, "uint": ml_dtypes.uint4}
-    return np.dtype(narrow[codes.dtype] if codes.bits == 4 else f"{codes.dtype}8")

@@ -6,7 +6,7 @@ import onnx_ir as ir
 from npuc.passes.arithmetic.round_to import DOMAIN, round_to
 from npuc.passes.fold_constants import FoldConstants
 from npuc.passes.graphs import Names, constant, initializer
-from npuc.passes.qdq.groups import Array, spread
+from npuc.passes.qdq.groups import Array
 from npuc.profile import FloatFormat, Profile
 from npuc.targets.tvm import markers
 
@@ -36,7 +36,7 @@ def _replaced(model: ir.Model, node: ir.Node, array: Array | None) -> bool:
 
 
 def _grouped(node: ir.Node) -> Array | None:
-    """Return the values of codes in groups: with blocks, or rows that Reshape puts together."""
+    """Return the values of codes in rows of one group each, that Reshape puts together."""
     if node.op_type != "DequantizeLinear" or node.outputs[0].is_graph_output():
         return None
     known = [constant(value) for value in node.inputs]
@@ -44,21 +44,11 @@ def _grouped(node: ir.Node) -> Array | None:
     if len(arrays) != 3 or arrays[0].dtype == np.int32:
         return None
     codes, scales, zeros = arrays
-    block, axis = (node.attributes.get_int(key, default) for key, default in _DEFAULTS)
-    if not block:
-        readers = {user.op_type for user, _ in node.outputs[0].uses()}
-        if readers != {"Reshape"} or axis != 0 or codes.ndim != 2:
-            return None
-        block, axis, scales, zeros = codes.shape[1], 1, scales[:, None], zeros[:, None]
-    wide = [
-        np.moveaxis(spread(np.moveaxis(a, axis, -1), block, codes.shape[axis]), -1, axis)
-        for a in (scales, zeros)
-    ]
-    shifted = codes.astype(np.int32) - wide[1].astype(np.int32)
-    return np.asarray(shifted.astype(np.float32) * wide[0], np.float32)
-
-
-_DEFAULTS = (("block_size", 0), ("axis", 1))
+    readers = {user.op_type for user, _ in node.outputs[0].uses()}
+    if readers != {"Reshape"} or node.attributes.get_int("axis", 1) != 0 or codes.ndim != 2:
+        return None
+    shifted = codes.astype(np.int32) - zeros.astype(np.int32)[:, None]
+    return np.asarray(shifted.astype(np.float32) * scales[:, None], np.float32)
 
 
 def _rounded(node: ir.Node) -> Array | None:

@@ -1,4 +1,4 @@
-"""Weights in groups of codes: what is coded and what refused, in both forms, and what it keeps."""
+"""Weights in groups of codes: what is coded and what refused, and what it keeps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -66,7 +66,7 @@ def coded(before: Program, scheme: WeightScheme, profile: Profile, **options: An
 def test_a_product_reads_what_its_codes_stand_for(
     kind: str, opset: int, scheme: WeightScheme, parse: Parse, feed: Feed, profile: Profile
 ) -> None:
-    """Both forms give the answer of the weight that the codes stand for, to the bit."""
+    """It is the answer of the weight that the codes stand for, to the bit."""
     text, shape = PRODUCTS[kind]
     weight = noise(*shape)
     before = parse(text, {"w": weight}, opset)
@@ -82,19 +82,6 @@ def test_a_product_reads_what_its_codes_stand_for(
     floor = {4: 10.0, 8: 38.0}[scheme.bits]  # a Gaussian loses about 19 and 43 dB in groups of 32
     exact = OnnxRunner(before)(values)["y"]
     assert 10 * np.log10((exact**2).sum() / ((want["y"] - exact) ** 2).sum()) > floor
-
-
-def test_four_bits_take_half_a_byte_where_the_opset_has_them(
-    parse: Parse, profile: Profile
-) -> None:
-    text, shape = PRODUCTS["matmul"]
-    kinds = {}
-    for opset in (20, 21):
-        graph = coded(parse(text, {"w": noise(*shape)}, opset), FOUR, profile).model.graph
-        (codes,) = (v for n, v in graph.initializers.items() if n.endswith("codes"))
-        assert codes.const_value is not None
-        kinds[opset] = codes.const_value.dtype, codes.const_value.nbytes
-    assert kinds == {20: (ir.DataType.UINT8, 96 * 6), 21: (ir.DataType.UINT4, 240)}
 
 
 REFUSED = {
