@@ -30,7 +30,7 @@ _MORE = {
     "Atan": torch.atan, "Atanh": torch.atanh, "Cosh": torch.cosh, "Sinh": torch.sinh,
 }  # fmt: skip
 """Operators of one input that vendors' compilers do not take, and `OPERATORS` does not have."""
-_OWN = (*_MORE, "DequantizeLinear", "QuantizeLinear", "Shape")
+_OWN = (*_MORE, "CastLike", "Range", "DequantizeLinear", "QuantizeLinear", "Shape")
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,8 @@ class Evaluator:
             return f"{node.op} has no differentiable form here"
         if node.op == "Clip":
             return None
+        if node.op == "Range" and not all(name in self._arrays for name in node.inputs):
+            return "its ends must be constants"
         for index in CONSTANT.get(node.op, ()):
             name = node.inputs[index] if index < len(node.inputs) else ""
             if name and name not in self._arrays:
@@ -147,6 +149,12 @@ class Evaluator:
             return self._quantize(node, *inputs)
         if node.op == "DequantizeLinear":
             return _dequantize(node, *inputs)
+        if node.op == "CastLike":
+            assert inputs[0] is not None and inputs[1] is not None
+            return inputs[0].to(inputs[1].dtype)
+        if node.op == "Range":
+            first, limit, delta = (torch.as_tensor(v) for v in inputs)
+            return torch.arange(first.item(), limit.item(), delta.item(), dtype=first.dtype)
         if node.op in _MORE:
             assert inputs[0] is not None
             return _MORE[node.op](inputs[0])

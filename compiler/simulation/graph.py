@@ -12,7 +12,7 @@ from npuc.errors import UnsupportedError
 from npuc.passes.base import run
 from npuc.passes.decompose_rnn import DecomposeRnn
 from npuc.passes.graphs import constant, infer_types
-from npuc.passes.qdq.sites import sites
+from npuc.passes.qdq.sites import PRODUCTS, sites
 from npuc.passes.quantize import Quantize
 from npuc.passes.round_floats import RECURRENT, RoundFloats
 from npuc.profile import IntScheme, Profile
@@ -47,19 +47,16 @@ class Codes:
     weights: Mapping[str, Coding] = field(default_factory=dict)
     biases: Mapping[str, _Bias] = field(default_factory=dict)
 
-    def made(self, values: Values, scheme: IntScheme | None) -> dict[str, Tensor]:
+    def made(self, values: Values) -> dict[str, Tensor]:
         """Code the weights as they are now."""
-        if scheme is None:
-            return {}
         given = dict(values)
         known = {*self.weights.values(), *(b.coding for b in self.biases.values())}
-        scales = {c: c.scales(given[c.weight], given, scheme) for c in known}
-        found = {
-            name: c.coded(given[c.weight], scales[c], scheme) for name, c in self.weights.items()
-        }
+        scales = {c: c.scales(given[c.weight], given) for c in known}
+        found = {name: c.coded(given[c.weight], scales[c]) for name, c in self.weights.items()}
         for name, bias in self.biases.items():
+            coding = bias.coding
             found[name] = coded_bias(
-                given[bias.name], scales[bias.coding], bias.step, bias.ratio, bias.groups, scheme
+                given[bias.name], scales[coding], bias.step, bias.ratio, bias.groups, coding.scheme
             )
         return found
 
@@ -76,12 +73,11 @@ class Simulated:
         rounds: Sequence[RoundFloats],
     ) -> None:
         self.captured, self._lineage = base.captured, base.lineage
-        self._scheme = None if ranges is None else profile.int_scheme
         self._codes = Codes()
         before = program
-        if ranges is not None and self._scheme is not None:
+        if ranges is not None and (scheme := profile.int_scheme) is not None:
             program = run(program, [Quantize(ranges)], profile)
-            self._codes = codes(before, program, self._scheme)
+            self._codes = codes(before, program, scheme)
         self.program = run(program, rounds, profile)
         generic = _generic(program, base.lineage.live)
         final = run(generic, rounds, profile)
@@ -101,14 +97,14 @@ class Simulated:
         self._outputs = [port.name for port in self.program.outputs]
         given = {n: torch.tensor(a) for n, a in arrays(before.model).items()}
         with torch.no_grad():
-            _compare(program, self._codes.made(given, self._scheme))
+            _compare(program, self._codes.made(given))
 
     def __call__(self, call: Values, parameters: Values) -> dict[str, Tensor]:
         """Return the outputs by name."""
         weights = self._lineage(parameters)
         device = next((t.device for t in (*parameters.values(), *call.values())), None)
         fixed = {name: tensor.to(device) for name, tensor in self._fixed.items()}
-        made = self._codes.made({**fixed, **weights}, self._scheme)
+        made = self._codes.made({**fixed, **weights})
         values = self._run({**call, **self._late(weights)}, made)
         return {name: values[name] for name in self._outputs}
 
@@ -141,13 +137,15 @@ def codes(before: Program, after: Program, scheme: IntScheme) -> Codes:
     infer_types(copy.model)
     made = {node.name: node for node in after.model.graph}
     weights: dict[str, tuple[str, int | None]] = {}
+    schemes: dict[tuple[str, int | None], IntScheme] = {}
     limits: dict[tuple[str, int | None], list[tuple[str, float, int]]] = {}
     biases: dict[str, tuple[str, tuple[str, int | None], float, float, int]] = {}
     for site in sites(copy.model, scheme)[0]:
         node = made[site.node.name]
         for index in site.weights:
             if (real := _dequantized(node, index)) is not None:
-                weights[real] = _name(site.node, index), site.axis
+                weights[real] = key = _name(site.node, index), site.axis
+                schemes.setdefault(key, _scheme(site.node, scheme))
         real = None if site.bias is None else _dequantized(node, site.bias)
         if site.bias is None or real is None:
             continue
@@ -156,7 +154,7 @@ def codes(before: Program, after: Program, scheme: IntScheme) -> Codes:
         name = _name(site.node, site.bias)
         limits.setdefault(key, []).append((name, step * ratio, site.groups))
         biases[real] = name, key, step, ratio, site.groups
-    found = {key: Coding(*key, tuple(limits.get(key, ()))) for key in weights.values()}
+    found = {key: Coding(*key, schemes[key], tuple(limits.get(key, ()))) for key in schemes}
     return Codes(
         {real: found[key] for real, key in weights.items()},
         {
@@ -164,6 +162,13 @@ def codes(before: Program, after: Program, scheme: IntScheme) -> Codes:
             for real, (name, key, step, ratio, groups) in biases.items()
         },
     )
+
+
+def _scheme(node: ir.Node, scheme: IntScheme) -> IntScheme:
+    """Return the scheme with the codes that a node's constants may have."""
+    if scheme.constant_range is None or node.op_type in PRODUCTS:
+        return scheme
+    return replace(scheme, weight_range=scheme.constant_range)
 
 
 def _name(node: ir.Node, index: int) -> str:

@@ -157,8 +157,11 @@ class Lineage:
         rules: dict[str, Rule] = {}
         lost: list[str] = []
         for known, array in pending.items():
-            if (rule := origin.of(changed.get(known), array)) is not None:
+            found = changed.get(known)
+            if (rule := origin.of(found, array)) is not None:
                 rules[known] = rule
+            elif found is not None and (rule := origin.of(-found, -array)) is not None:
+                rules[known] = _negated(rule)  # PRelu's slope, where it is written out
             elif not np.array_equal(changed.get(known, np.zeros(0)), array):
                 lost.append(known)
         if lost:
@@ -178,6 +181,10 @@ class Lineage:
                 "computed from others",
             )
         return rules
+
+
+def _negated(rule: Rule) -> Rule:
+    return lambda values: -rule(values)
 
 
 def _added(left: Rule, right: Rule) -> Rule:
@@ -218,7 +225,9 @@ def _ancestors(node: ir.Node) -> list[ir.Node]:
 
 def _read(node: ir.Node) -> list[ir.Value]:
     """Return the inputs whose values a node reads: of some it reads the type or shape alone."""
-    count = {"CastLike": 1, "Shape": 0}.get(node.op_type, len(node.inputs))
+    like = node.inputs[1] if node.op_type == "CastLike" else None
+    typed = 1 if like is not None and like.dtype is not None else 2
+    count = {"CastLike": typed, "Shape": 0}.get(node.op_type, len(node.inputs))
     return [value for value in node.inputs[:count] if value is not None]
 
 

@@ -72,30 +72,32 @@ def quantize(x: Tensor, scale: Tensor, zero: Tensor, low: float, high: float) ->
     return torch.clamp(round_half_even(x / scale) + zero, low, high)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Coding:
     """How one constant is coded as a weight: along `axis`, or with one scale where that is None.
 
-    `biases` are what its scales must leave room for: name of the bias, scale of the data times
+    `scheme` is the device's, with the codes that this constant may have. `biases` are what its
+    scales must leave room for: name of the bias, scale of the data times
     alpha / beta, number of groups that share the scales.
     """
 
     weight: str
     axis: int | None
+    scheme: IntScheme
     biases: tuple[tuple[str, float, int], ...] = ()
 
-    def scales(self, weight: Tensor, biases: "dict[str, Tensor]", scheme: IntScheme) -> Tensor:
+    def scales(self, weight: Tensor, biases: "dict[str, Tensor]") -> Tensor:
         """Return float32 scales for the weights as they are now, as `codes.weight_scales` does."""
         axes = [i for i in range(weight.dim()) if i != self.axis]
         peak = weight.detach().abs().double()
         peak = torch.amax(peak, axes) if axes else peak
-        scales = peak / (scheme.weight_range[1] - codes.weight_zero(scheme))
+        scales = peak / (self.scheme.weight_range[1] - codes.weight_zero(self.scheme))
         largest = scales.max()
         largest = torch.where(largest > 0, largest, torch.ones_like(largest))
         scales = torch.where(peak == 0, largest, scales)
         for name, step, groups in self.biases:
             floor = biases[name].detach().reshape(-1).abs().double()
-            floor = floor / (step * codes.bias_limit(scheme))
+            floor = floor / (step * codes.bias_limit(self.scheme))
             if self.axis is None:
                 floor = floor.max()
             elif groups > 1:
@@ -103,12 +105,12 @@ class Coding:
             scales = torch.maximum(scales, floor)
         return torch.clamp(scales, min=codes.TINY).float()
 
-    def coded(self, weight: Tensor, scales: Tensor, scheme: IntScheme) -> Tensor:
+    def coded(self, weight: Tensor, scales: Tensor) -> Tensor:
         """Return the weight as its codes stand for it; the gradient is that of the weight."""
-        zero = float(codes.weight_zero(scheme))
+        zero = float(codes.weight_zero(self.scheme))
         shape = [-1 if i == self.axis else 1 for i in range(weight.dim())]
         shaped = scales if self.axis is None else scales.reshape(shape)
-        low, high = scheme.weight_range
+        low, high = self.scheme.weight_range
         numbers = torch.clamp(round_half_even(weight / shaped) + zero, low, high)
         return (numbers - zero) * shaped
 

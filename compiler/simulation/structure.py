@@ -20,7 +20,7 @@ from npuc.export import OPSET, export
 from npuc.load import Loaded
 from npuc.passes import standard
 from npuc.passes.base import Pass, run
-from npuc.passes.graphs import Names
+from npuc.passes.graphs import Names, infer_types
 from npuc.program import Program
 from npuc.quiet import quiet
 from npuc.simulation.evaluator import Array
@@ -155,6 +155,7 @@ def _unoptimized(captured: Captured) -> ir.Model:
             hint="the cause is attached",
         ) from error
     assert exported is not None  # `export` has just done the same
+    infer_types(exported.model)  # some operators take another tensor's type
     return exported.model
 
 
