@@ -73,26 +73,32 @@ class Weighted:
 
     def noise(self, logs: Array, scheme: IntScheme, per_channel: bool) -> float:
         """Return noise power over signal power."""
-        outs, per_group = self.norms.shape
-        given = self.data.factors(logs).reshape(-1, per_group)
-        reads = np.repeat(given, outs // given.shape[0], axis=0)
-        squares = np.repeat(self.data.square.reshape(-1, per_group), outs // given.shape[0], axis=0)
-        gives = self.out.factors(logs)[:, None]
-        passed = float((self.norms * (reads / gives) ** 2).sum())
-        steps = (self.peaks * reads / gives).max(axis=1) / scheme.weight_range[1]
+        given = self._split(self.data.factors(logs))
+        gives = self.out.factors(logs)
+        rows = np.einsum("goi,gi->go", self._grouped(self.norms), given**2).reshape(-1)
+        peaks = (self._grouped(self.peaks) * given[:, None]).max(axis=2).reshape(-1)
+        steps = peaks / gives / scheme.weight_range[1]
         if not per_channel:
             steps = np.full_like(steps, steps.max())
-        own = float((steps**2 / 12 * (squares / reads**2).sum(axis=1)).sum()) * self.positions
-        signal = float((self.out.square / gives[:, 0] ** 2).sum())
-        return (passed * self.data.power(logs, scheme) + own) / max(signal, TINY)
+        power = (self._split(self.data.square) / given**2).sum(axis=1)
+        own = float((steps.reshape(len(given), -1) ** 2 / 12 * power[:, None]).sum())
+        passed = float((rows / gives**2).sum()) * self.data.power(logs, scheme)
+        signal = float((self.out.square / gives**2).sum())
+        return (passed + own * self.positions) / max(signal, TINY)
 
     def wants(self, logs: Array) -> Array:
         """Return log max_o |w_oi / s_o| per input channel: weights of one size want its inverse."""
-        groups = self.data.roots.size // self.norms.shape[1]
-        scaled = self.peaks / self.out.factors(logs)[:, None]
-        outs = scaled.reshape(groups, -1, self.norms.shape[1])
+        scaled = self._grouped(self.peaks / self.out.factors(logs)[:, None])
         with np.errstate(divide="ignore"):
-            return np.asarray(np.log(outs.max(axis=1).reshape(-1)))
+            return np.asarray(np.log(scaled.max(axis=1).reshape(-1)))
+
+    def _split(self, channels: Array) -> Array:
+        return channels.reshape(-1, self.norms.shape[1])
+
+    def _grouped(self, weight: Array) -> Array:
+        """Return [outputs, inputs of a group] as [groups, outputs of a group, inputs of it]."""
+        groups = self.data.roots.size // weight.shape[1]
+        return weight.reshape(groups, -1, weight.shape[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +141,7 @@ def axes_of(model: ir.Model, channels: Channels, scheme: IntScheme) -> dict[str,
     Those of a product with weights are known; others are where factors differ.
     """
     wanted: dict[str, tuple[int, ...]] = {}
-    products: dict[str, tuple[int, ...]] = {}
+    products: dict[str, set[tuple[int, ...]]] = {}
     for site in sites(model, scheme)[0]:
         for value in _values(site, scheme):
             dims, name = shape(value), value.name or ""
@@ -143,13 +149,17 @@ def axes_of(model: ir.Model, channels: Channels, scheme: IntScheme) -> dict[str,
                 continue
             if is_weighted(site) and value in (site.node.inputs[0], site.node.outputs[0]):
                 conv = site.node.op_type in ("Conv", "ConvTranspose")
-                products[name] = (1,) if conv else (len(dims) - 1,)
+                products.setdefault(name, set()).add((1,) if conv else (len(dims) - 1,))
             elif value in channels.ids:
                 ids = channels.of(value)
                 wanted[name] = tuple(axis for axis, size in enumerate(ids.shape) if size > 1)
             elif value is site.node.outputs[0] and site.node.op_type == "MatMul":
                 wanted[name] = ()
-    return wanted | products
+    for name, every in products.items():
+        wanted.pop(name, None)
+        if len(every) == 1:  # one that is read both ways has no channels to speak of
+            wanted[name] = next(iter(every))
+    return wanted
 
 
 def terms(

@@ -179,3 +179,13 @@ def test_operators_of_old_opsets(parse: Any, equalized: Any, integers: Any, buil
 def test_a_target_without_integers(build: Any, profile: Profile) -> None:
     with pytest.raises(PassError, match="no integer scheme"):
         Equalize({}).apply(build(IMAGE, OUT, CHAIN).model, profile)
+
+
+def test_a_tensor_with_two_kinds_of_channels(build: Any, equalized: Any, integers: Any) -> None:
+    """A convolution reads it along axis 1, a product along the last."""
+    nodes = (
+        "a = Conv<pads=[1,1,1,1]>(x, w, b) i = Relu(a) l0 = MatMul(i, x6) j = Conv(i, v)"
+        " h0 = Relu(j) z0 = MatMul(h0, x6) n0 = Conv(l0, v) y = Add(n0, z0)"
+    )
+    step = equalized(build(IMAGE, "float[1,6,6,5]", nodes), integers()).steps[-1]
+    assert (step.changes, step.rolled_back) == (0, "")
