@@ -136,8 +136,9 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = stub(monkeypatch)
     options = "--precision int8 --dim n=1 --dim s=12 --input x:1x3:float32 --model a.b:c --eval"
     options += " --model-path src --calibration c --samples s --observer mse --opset 18 --skip n1"
+    options += " --calibration-table t.json"
     options += " --cpu aarch64 --fallback ort --require-vendor --dump d --timeout 9 --trust-pickle"
-    options += " --min-sqnr 25 --no-fallback --on-target Conv=all --layers"
+    options += " --min-sqnr 25 --no-fallback --on-target Conv=all --layers --rounding gptq"
     words = ["compile", "m.pt", "-t", "cpu,atom", "--target", "cpu", *options.split(), "-q"]
     assert main(words) == 0
     ((args, kwargs),) = calls
@@ -157,6 +158,8 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "calibration": Path("c"),
         "samples": Path("s"),
         "observer": "mse",
+        "calibration_table": Path("t.json"),
+        "rounding": "gptq",
         "opset": 18,
         "cpu": "aarch64",
         "fallback": "ort",
@@ -168,6 +171,9 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "timeout": 9.0,
         "policy": Policy(sqnr_db=25.0),
         "layers": True,
+        "budget": None,
+        "equalize": True,
+        "correct_bias": True,
     }
 
 
