@@ -1,5 +1,7 @@
 """Weights that alone are coded, as the floats they stand for: no kernel here takes their codes."""
 
+import sys
+
 import numpy as np
 import onnx_ir as ir
 
@@ -18,9 +20,9 @@ def widen(model: ir.Model) -> None:
 
     Other dequantized constants stay: integer kernels want their codes.
     """
-    if not any(_replaced(model, node, _grouped(node)) for node in tuple(model.graph)):
+    if not sum(_replaced(model, node, _grouped(node)) for node in tuple(model.graph)):
         return
-    FoldConstants().apply(model, NO_PROFILE)
+    FoldConstants(limit=sys.maxsize).apply(model, NO_PROFILE)
     for node in tuple(model.graph):
         _replaced(model, node, _rounded(node))
 

@@ -77,3 +77,17 @@ def test_estimates_count_the_bits_of_weights(artifacts: dict[str, Path]) -> None
         assert np.isclose(weights["w4a16"][op], full / 4, atol=2)  # each tensor in whole bytes
     times = {p: sum(x.compute_seconds or 0 for x in e.layers) for p, e in found.items()}
     assert times["w4a16"] == times["float"] > times["fp8"]
+
+
+def test_every_coded_weight_is_widened_for_the_twin(recorded: Path, tmp_path: Path) -> None:
+    """Of all products, not the first alone: what TVM sees has no codes and no roundings of them."""
+    from npuc.targets.tvm import rewrites
+
+    path = tmp_path / "net.npuc"
+    pipeline.compile(recorded, target="rngd", precision="w8a16", output=path, vendor="skip")
+    before = artifact.program(artifact.read(path)).model
+    kinds = [n.op_type for n in before.graph]
+    assert kinds.count("DequantizeLinear") == 2
+    after = [n.op_type for n in rewrites.prepare(before).graph]
+    assert "DequantizeLinear" not in after
+    assert sum("RoundTo" in k for k in after) == sum("RoundTo" in k for k in kinds) - 2
