@@ -1,5 +1,7 @@
 """simplify: onnxsim may do what it likes as long as the ports and the answers stay."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -116,3 +118,19 @@ def test_a_recurrent_model_with_a_dynamic_batch_answers_alike_or_is_rolled_back(
         expected, got = OnnxRunner(before)(values), OnnxRunner(after)(values)
         for name in expected:
             np.testing.assert_allclose(got[name], expected[name], rtol=0, atol=1e-6)
+
+
+def test_torch_is_not_loaded_for_it() -> None:
+    script = (
+        "import sys, onnx, onnx.parser, onnx_ir as ir\n"
+        "from npuc.passes.simplify import Simplify\n"
+        "from npuc.profile import Profile\n"
+        'text = \'<ir_version: 10, opset_import: ["" : 20]> '
+        "g (float[2] x) => (float[2] y) { y = Relu(x) }'\n"
+        "Simplify().apply(ir.from_proto(onnx.parser.parse_model(text)), Profile('t', 'T', {}, {}))\n"
+        "assert 'onnxsim' in sys.modules and 'torch' not in sys.modules\n"
+        "import torch\n"
+        "assert torch.ones(1).item() == 1\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
