@@ -127,7 +127,8 @@ def test_torch_is_not_loaded_for_it() -> None:
         "from npuc.profile import Profile\n"
         'text = \'<ir_version: 10, opset_import: ["" : 20]> '
         "g (float[2] x) => (float[2] y) { y = Relu(x) }'\n"
-        "Simplify().apply(ir.from_proto(onnx.parser.parse_model(text)), Profile('t', 'T', {}, {}))\n"
+        "model = ir.from_proto(onnx.parser.parse_model(text))\n"
+        "Simplify().apply(model, Profile('t', 'T', {}, {}))\n"
         "assert 'onnxsim' in sys.modules and 'torch' not in sys.modules\n"
         "import torch\n"
         "assert torch.ones(1).item() == 1\n"
