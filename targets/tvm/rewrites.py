@@ -34,8 +34,8 @@ def prepare(model: ir.Model) -> ir.Model:
     copy = ir.external_data.load_to_model(model.clone())
     InlinePass(lambda f: f.domain != DOMAIN or not markers.is_rounding(f.name))(copy)
     copy = raised(copy)
+    widen(copy)  # while Reshape still shows which codes are in groups
     FoldConstants().apply(copy, NO_PROFILE)
-    widen(copy)
     infer_shapes(copy)
     if Rewriter(copy).run():
         infer_shapes(copy)
