@@ -61,11 +61,14 @@ class _Judge:
         Returns each output's largest burden. Cosine needs no look: at an SQNR of 10·log10(1/p) it
         is at least √(1 - p), which is more than the policy's 1 - p.
         """
-        programs = [self._bench.program(kept)]
-        run(
-            programs[0], self._bench.numerics, self._bench.quantizer.profile,
-            lambda item, before, after: programs.append(after),
-        )  # fmt: skip
+        programs: list[Program] = []
+
+        def record(item: Pass, before: Program, after: Program) -> None:
+            programs.append(after)
+
+        quantizer = self._bench.quantizer
+        program = quantizer.program(tuple(sorted(kept)), record)
+        run(program, self._bench.numerics, quantizer.profile, record)
         calls = len(self._validator.reference.samples)
         last = self._answers(programs[-1], calls)
         steps = [last, last[:CALLS], *(self._answers(p, CALLS) for p in programs[:-1])]
