@@ -124,11 +124,17 @@ def cli() -> None:
 @min_sqnr
 @click.option("--skip", multiple=True, metavar="NODE", help="Leave this node in float.")
 @click.option(
-    "--no-equalize", "equalize", flag_value=False, default=True,
+    "--no-equalize",
+    "equalize",
+    flag_value=False,
+    default=True,
     help="Quantize the channels as they are, without evening out their ranges first.",
 )
 @click.option(
-    "--no-correct-bias", "correct_bias", flag_value=False, default=True,
+    "--no-correct-bias",
+    "correct_bias",
+    flag_value=False,
+    default=True,
     help="Leave the biases as they are: those of a model fine-tuned with npuc.simulate fit.",
 )
 @click.option("--dump", type=FILE, metavar="FOLDER", help="Write the program after every pass.")
@@ -170,7 +176,7 @@ def compile_verb(
             layers=layers or (html is not None and len(names) == 1), **options,
         )  # fmt: skip
     if html:
-        from npuc import page
+        from npuc.pages import page
 
         reports = [c.report for c in done]
         outputs.text(html, page.fitting(reports, {n: e.message for n, e in failures.items()}))
@@ -179,7 +185,7 @@ def compile_verb(
         errors = {name: {"exit_code": e.exit_code, "error": str(e)} for name, e in failures.items()}
         json_out({"compiled": data} | ({"failed": errors} if errors else {}))
     else:
-        from npuc import layers_text
+        from npuc.layers import text as layers_text
 
         texts = [f"{c.report.table()}\n→ {c.artifact_path}" for c in done]
         found = [f"\n\n{layers_text.table(c.report.layers)}" if layers else "" for c in done]

@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from npuc import answers, checkpoint
+from npuc import answers
 from npuc import reference as references
 from npuc import samples as sampling
 from npuc.answers import Reference
 from npuc.errors import ParityError, UsageError
 from npuc.load import Loaded
 from npuc.program import Program, Tensors
+from npuc.quantization import checkpoint
 from npuc.runners import OnnxRunner
 
 Calls = str | Path | Sequence[Tensors]

@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from npuc import (
     artifact,
-    auto,
-    calibrator,
     estimate,
-    layers,
     originals,
     outputs,
     partition,
@@ -21,17 +18,17 @@ from npuc import (
     source_lines,
     stored,
 )
-from npuc import rounding as learned
 from npuc import samples as sampling
 from npuc.answers import Reference
-from npuc.coders import Coder, coder
 from npuc.errors import NpucError, OutputError, UsageError
 from npuc.export import export
 from npuc.jsonable import canonical
+from npuc.layers import measure as layers
 from npuc.load import Loaded, load
 from npuc.manifest import Manifest
 from npuc.members import PARITY, REFERENCE
-from npuc.mixed import Mixed
+from npuc.mixed import auto
+from npuc.mixed.outcome import Mixed
 from npuc.originals import Calls
 from npuc.passes import standard
 from npuc.passes.base import Pass, Watch, run
@@ -39,7 +36,10 @@ from npuc.policy import Policy
 from npuc.profile import FLOATS, Profile
 from npuc.program import Program, Tensors
 from npuc.progress import Progress, Silent
-from npuc.quantization import Choices, Quantizer
+from npuc.quantization import calibrator
+from npuc.quantization import rounding as learned
+from npuc.quantization.coders import Coder, coder
+from npuc.quantization.quantizer import Choices, Quantizer
 from npuc.recheck import verify
 from npuc.report import Compiled
 from npuc.runners import OnnxRunner
@@ -148,7 +148,7 @@ def compile(
     calls (input name → array); by default what was recorded with the model. `dims` gives dynamic
     dimensions their size, by default that of the first sample. What a device cannot run stays on
     its host, unless `host` is False; `on_target` says what must not (``Conv,MatMul=all``).
-    With `layers` every report says what each layer loses (`npuc.layers`), which takes some runs.
+    With `layers` every report says what each layer loses, which takes some runs.
     `budget` is how many seconds precision "auto" may search for each target, by default 300.
     Artifacts are written even where the report fails. Raises `NpucError`; parity is not raised
     but reported, unless a step that must keep the answer changed it. With `failed` one target's

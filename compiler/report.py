@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from npuc.errors import ParityError
 from npuc.estimate import Estimate
 from npuc.metrics import Difference
-from npuc.mixed import Mixed
+from npuc.mixed.outcome import Mixed
 from npuc.partition import HOST, Crossing
 from npuc.policy import Bar
 from npuc.text import size
 
 if TYPE_CHECKING:
-    from npuc.layers import Layers
+    from npuc.layers.measure import Layers
 
 SCHEMA = "npuc-report-1"
 

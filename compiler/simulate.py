@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from npuc import calibrate, plugins
+from npuc import plugins
 from npuc.calls import as_call
 from npuc.errors import UnsupportedError, UsageError
 from npuc.passes.graphs import infer_types
@@ -16,10 +16,11 @@ from npuc.passes.qdq.sites import observed
 from npuc.passes.round_floats import RoundFloats
 from npuc.profile import FLOATS, IntScheme
 from npuc.program import Program, Tensors
+from npuc.quantization import calibrate
+from npuc.quantization.thresholds import Range
 from npuc.simulation import structure
 from npuc.simulation.graph import Simulated
 from npuc.simulation.structure import Structure
-from npuc.thresholds import Range
 
 Key = tuple[Any, ...]
 """The shapes and types of a call's tensors, and what else it holds."""

@@ -16,6 +16,12 @@ from npuc.report import LOWERED, Report, Row, describe
 from npuc.runners import OnnxRunner
 from npuc.targets.base import Payload, Runner
 
+MENDING = frozenset({"learn-rounding", "correct-bias"})
+"""Passes that make good what the one before them lost."""
+
+DRAFTS = frozenset({"quantize", "learn-rounding"})
+"""Passes whose result is not the device's program where one of `MENDING` follows."""
+
 CALLS = 8
 """Recorded calls that every pass is checked on; the last stages are checked on all of them."""
 
@@ -83,7 +89,7 @@ class Validator:
             else next(added)
             for s in steps
         ]
-        self.rows[self._settled_rows :] = rows
+        self.rows[self._settled_rows :] = _superseded(rows)
         self._settled_rows, self._settled_steps = len(self.rows), len(program.steps)
 
     def export(self, native: Callable[[Tensors], Tensors] | None) -> None:
@@ -196,6 +202,17 @@ class Validator:
         """Answer the recorded calls, and while the program has dynamic dimensions other sizes."""
         groups = self.groups if program.symbols else self.groups[:1]
         return [self.answers(runner, program, group) for group in groups]
+
+
+def _superseded(rows: list[Row]) -> list[Row]:
+    """Show what quantization's own later steps mend, and hold their result to the policy."""
+    last = max((i for i, row in enumerate(rows) if row.stage in MENDING), default=0)
+    return [
+        replace(row, state="shown", held="", bar=None, faults=(), note="corrected below")
+        if index < last and row.stage in DRAFTS and row.state != "rolled back"
+        else row
+        for index, row in enumerate(rows)
+    ]
 
 
 def _flat(groups: list[list[Tensors]]) -> list[Tensors]:

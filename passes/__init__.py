@@ -38,9 +38,7 @@ def legalise(profile: Profile) -> tuple[Pass, ...]:
     A fact that is not public asks for nothing.
     """
     from npuc.passes.align_channels import AlignChannels
-    from npuc.passes.center import Center
     from npuc.passes.check_batch import CheckBatch
-    from npuc.passes.correct_bias import CorrectBias
     from npuc.passes.decompose import Decompose
     from npuc.passes.decompose_rnn import DecomposeRnn
     from npuc.passes.narrow_int64 import NarrowInt64

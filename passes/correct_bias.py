@@ -22,9 +22,9 @@ Array = np.ndarray[Any, Any]
 class CorrectBias(Pass):
     """Conv(x, w, b)  ⇒  Conv(x, w, b - shift), with what the codes shift each output by on average.
 
-    `shifts` are by product, per output channel, as `npuc.bias_shifts` measures them (Nagel et al.
-    2019, "Data-free quantization through weight equalization and bias correction"). A bias that
-    is coded keeps its scale. Products that are not quantized here are left alone.
+    `shifts` are by product, per output channel, as `npuc.quantization.bias_shifts` measures them
+    (Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction").
+    A bias that is coded keeps its scale. Products that are not quantized here are left alone.
 
     Refuses a product without a bias, or with one that is not a vector along the outputs.
     """

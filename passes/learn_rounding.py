@@ -28,8 +28,8 @@ class Learned:
 class LearnRounding(Pass):
     """DequantizeLinear(w₈, s, z)  ⇒  DequantizeLinear(w₈', s, z)
 
-    The codes of weights that products read are those of `npuc.rounding`, learned on the
-    calibration calls: each loses less of its product than the nearest codes do. Scales, zero
+    The codes of weights that products read are those of `npuc.quantization.rounding`, learned on
+    the calibration calls: each loses less of its product than the nearest codes do. Scales, zero
     points, biases and activations stay. `method` is "gptq" or "adaround".
 
     Reports the weights that keep the nearest codes: those of ConvTranspose, stacks of matrices,

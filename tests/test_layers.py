@@ -11,19 +11,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = (
-    "errors archive drawing grown jsonable progress quiet rnn_shapes text",
+    "errors archive grown jsonable progress quiet rnn_shapes text",
     "program profile facts atomic outputs members manifest pickles zips sniff pt2 hazards",
     "metrics runners inputs onnx_file signature partition source_lines nodes",
     "passes features legality ledger remedies",
-    "side_by_side codings culprits layers layers_text "
-    "taps checkpoint forecast streaming importance channel_stats ranges calibrator calibration_faults "
-    "observers thresholds calibrate second_moments gptq adaround rounding hosting quantization compensate weight_coder factor_coder coders capture torchscript weights calls floors "
+    "quantization layers capture torchscript weights calls floors "
     "answers record reference samples stored artifact models estimate",
     "targets",
     "plugins load export policy",
-    "originals pipeline simulate simulation recheck validate report execute look matrix "
-    "layers_html page sections "
-    "auto covering mixed prices search sensitivity",
+    "originals pipeline simulate simulation recheck validate report execute look mixed pages",
     "installing toolchains check check_text estimates doctor listing console options cli __main__",
 )
 """Lowest first. A package stands for all its modules; a new module must be placed here."""

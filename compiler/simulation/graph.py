@@ -17,12 +17,12 @@ from npuc.passes.quantize import Quantize
 from npuc.passes.round_floats import RECURRENT, RoundFloats
 from npuc.profile import IntScheme, Profile
 from npuc.program import Program
+from npuc.quantization.thresholds import Range
 from npuc.simulation.evaluator import Evaluator, Values
 from npuc.simulation.lineage import Lineage, arrays, filled
 from npuc.simulation.origins import Rule, unique
 from npuc.simulation.rounding import Coding, coded_bias, round_float
 from npuc.simulation.structure import Structure
-from npuc.thresholds import Range
 
 SAME = 1e-6
 """What a coded constant may be off by, relative to the largest of its tensor: float32 roundings

@@ -25,7 +25,7 @@ TINY = 1e-30
 
 
 class Statistics(Protocol):
-    """What a tensor held, channel by channel, float64: see `npuc.channel_stats`."""
+    """What a tensor held, channel by channel, float64: see `npuc.quantization.channel_stats`."""
 
     @property
     def low(self) -> Array: ...

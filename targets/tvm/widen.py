@@ -50,7 +50,7 @@ def _grouped(node: ir.Node) -> Array | None:
     if readers != {"Reshape"} or node.attributes.get_int("axis", 1) != 0 or codes.ndim != 2:
         return None
     shifted = codes.astype(np.int32) - zeros.astype(np.int32)[:, None]
-    return np.asarray(shifted.astype(np.float32) * scales[:, None], np.float32)
+    return np.asarray(shifted.astype(np.float32) * scales.astype(np.float32)[:, None])
 
 
 def _rounded(node: ir.Node) -> Array | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npuc import pipeline
-from npuc.mixed import Mixed
+from npuc.mixed.outcome import Mixed
 from npuc.options import seconds
 from npuc.pipeline import Compiled
 from npuc.policy import Policy

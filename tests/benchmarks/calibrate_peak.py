@@ -49,8 +49,9 @@ def with_npuc(path: Path, method: str, calls: Iterator[Call]) -> tuple[int, floa
     """Calibrate with npuc for its target cpu."""
     from dataclasses import replace
 
-    from npuc import calibrate, plugins
+    from npuc import plugins
     from npuc.program import Program
+    from npuc.quantization import calibrate
 
     scheme = plugins.find("cpu").profile.at("int8").int_scheme
     assert scheme is not None

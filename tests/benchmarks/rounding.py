@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from npuc import models, plugins, rounding
+from npuc import models, plugins
 from npuc.export import export
 from npuc.load import load
 from npuc.passes import standard
 from npuc.passes.base import run
 from npuc.pipeline import ANY, prepare
 from npuc.program import Program, Tensors
-from npuc.quantization import Choices, Quantizer
+from npuc.quantization import rounding
+from npuc.quantization.quantizer import Choices, Quantizer
 from npuc.runners import OnnxRunner
 from npuc.targets.base import Target
 

@@ -22,8 +22,8 @@ from npuc.passes.base import run
 from npuc.pipeline import ANY
 from npuc.profile import Fact, Profile
 from npuc.program import Program, Tensors
+from npuc.quantization.weight_coder import WeightCoder
 from npuc.runners import OnnxRunner
-from npuc.weight_coder import WeightCoder
 
 MODEL, CALIBRATION = "text-gpt", 64
 HEAD = (

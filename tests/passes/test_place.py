@@ -6,13 +6,13 @@ import onnx_ir as ir
 import pytest
 
 from npuc import partition
-from npuc.calibrate import collect
 from npuc.passes import numerics
 from npuc.passes.base import run
 from npuc.passes.place import BETWEEN, Place
 from npuc.passes.quantize import Quantize
 from npuc.profile import FloatFormat, Profile
 from npuc.program import Program, Tensors
+from npuc.quantization.calibrate import collect
 from npuc.runners import OnnxRunner
 
 TEXT = """<ir_version: 10, opset_import: ["": 20]>

@@ -8,12 +8,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from npuc import calibrate
 from npuc.passes.base import run
 from npuc.passes.qdq.sites import observed
 from npuc.passes.quantize import Quantize
 from npuc.profile import Profile
 from npuc.program import Program
+from npuc.quantization import calibrate
 from npuc.runners import OnnxRunner
 
 Array = np.ndarray[Any, Any]

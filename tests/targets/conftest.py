@@ -11,11 +11,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from npuc import calibrate
 from npuc.passes.base import run
 from npuc.passes.quantize import Quantize
 from npuc.profile import Profile
 from npuc.program import Program, Tensors
+from npuc.quantization import calibrate
 from npuc.targets.base import Built, Handover, LowerOptions, Tool
 
 HERE = Path(__file__).parent

@@ -22,7 +22,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from npuc import calibrate
 from npuc.errors import UnsupportedError
 from npuc.legality import judge
 from npuc.partition import HOST, on_host
@@ -32,6 +31,7 @@ from npuc.passes.place import BETWEEN, Place
 from npuc.passes.quantize import Quantize
 from npuc.profile import GRADES, Profile
 from npuc.program import Program, Tensors
+from npuc.quantization import calibrate
 from npuc.runners import OnnxRunner
 from npuc.targets.base import Evidence, Handover, LowerOptions, Payload, Runner, Target
 

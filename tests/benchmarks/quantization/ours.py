@@ -18,7 +18,7 @@ from npuc.load import load
 from npuc.passes import standard
 from npuc.passes.base import run
 from npuc.pipeline import ANY, prepare
-from npuc.quantization import Choices, Quantizer
+from npuc.quantization.quantizer import Choices, Quantizer
 
 
 def main(variant: str, source: Path, folder: Path, count: int, target: Path) -> None:

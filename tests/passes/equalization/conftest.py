@@ -8,11 +8,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from npuc import channel_stats
 from npuc.passes.base import run
 from npuc.passes.equalize import Equalize, observed
 from npuc.profile import Profile
 from npuc.program import Program
+from npuc.quantization import channel_stats
 from npuc.runners import OnnxRunner
 
 Array = np.ndarray[Any, Any]

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from npuc import channel_stats
 from npuc.passes.equalization.channels import trace
 from npuc.passes.equalization.rules import RULES
 from npuc.passes.equalize import factors, observed, rescale
 from npuc.program import Program
+from npuc.quantization import channel_stats
 
 Array = np.ndarray[Any, Any]
 Build = Callable[..., Program]

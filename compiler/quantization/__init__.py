@@ -1,0 +1,1 @@
+"""Integer and small-float programs of float ones: calibrate, prepare, code, correct."""

@@ -1,0 +1,159 @@
+"""What each channel of a tensor holds over the calibration samples: peak, ends, mean, power."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from npuc.errors import UsageError
+from npuc.program import Program, Tensors
+from npuc.quantization.checkpoint import Checkpoint
+from npuc.quantization.streaming import stream
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStatistics:
+    """One entry per channel, float64. `mean` and `square` are over `count` values each.
+
+    `low` and `high` are the smallest and largest value, `square` the mean of x².
+    """
+
+    low: Array
+    high: Array
+    mean: Array
+    square: Array
+    count: int
+
+    @property
+    def peak(self) -> Array:
+        """The largest |x| of each channel."""
+        return np.maximum(-self.low, self.high)
+
+    def divided(self, by: Array) -> "ChannelStatistics":
+        """Return the statistics of a tensor each of whose channels is divided by a factor > 0."""
+        ends = self.low / by, self.high / by
+        return ChannelStatistics(*ends, self.mean / by, self.square / by**2, self.count)
+
+    def less(self, offset: Array) -> "ChannelStatistics":
+        """Return the statistics of a tensor from whose channels an offset was subtracted."""
+        ends = self.low - offset, self.high - offset
+        square = self.square - 2 * offset * self.mean + offset**2
+        return ChannelStatistics(*ends, self.mean - offset, square, self.count)
+
+
+class ChannelObserver:
+    """Watches one tensor go by, channel by channel, in memory of a few floats per channel.
+
+    `axes` are those whose places are channels of their own, such as (1, 3) for the features of
+    all heads; the statistics list them in row-major order.
+    """
+
+    def __init__(self, *axes: int) -> None:
+        self.axes = axes
+        self.count = 0
+        self._ends: list[Array] = []
+        self._sums: list[Array] = []
+
+    def see(self, values: Array) -> bool:
+        """Take in one array; returns False, having counted nothing, where it has NaN or Inf.
+
+        Raises `UsageError` where the array has no such axis, or another number of channels than
+        the arrays before.
+        """
+        found = self.digest(values)
+        if found is None:
+            return False
+        self.merge(found)
+        return True
+
+    def digest(self, values: Array) -> "ChannelObserver | None":
+        """Return an observer of one array alone; None where it has NaN or Inf."""
+        if missing := [axis for axis in self.axes if not -values.ndim <= axis < values.ndim]:
+            raise UsageError(f"a tensor of shape {values.shape} has no axis {missing[0]}")
+        channels = math.prod(values.shape[axis] for axis in self.axes)
+        first = np.moveaxis(values, self.axes, range(len(self.axes)))
+        rows = first.reshape(channels, -1 if values.size else 0)
+        found = ChannelObserver(*self.axes)
+        if rows.size == 0:
+            return found
+        low, high = rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            return None
+        found.count, found._ends = rows.shape[1], [low, high]
+        found._sums = [rows.sum(axis=1, dtype=np.float64), _squares(rows)]
+        return found
+
+    def merge(self, other: "ChannelObserver") -> None:
+        """Take in all that another observer saw, after what this one saw.
+
+        Raises `UsageError` where it saw another number of channels.
+        """
+        if not other.count:
+            return
+        low, high, *sums = *other._ends, *other._sums
+        if self.count:
+            if low.size != self._ends[0].size:
+                raise UsageError(
+                    f"axes {self.axes}: {low.size} channels; before it had {self._ends[0].size}"
+                )
+            low, high = np.minimum(low, self._ends[0]), np.maximum(high, self._ends[1])
+            sums = [old + new for old, new in zip(self._sums, sums, strict=True)]
+        self._ends, self._sums = [low, high], sums
+        self.count += other.count
+
+    def state(self) -> Mapping[str, Array]:
+        """Return all that was seen, as arrays."""
+        rows = np.stack([*self._ends, *self._sums]) if self.count else np.zeros((4, 0))
+        return {"rows": rows, "count": np.array([self.count])}
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Go on from what `state` returned."""
+        self.count = int(state["count"][0])
+        rows = list(state["rows"]) if self.count else []
+        self._ends, self._sums = rows[:2], rows[2:]
+
+    def statistics(self) -> ChannelStatistics | None:
+        """Return what was seen; None where no value was."""
+        if not self.count:
+            return None
+        mean, square = (total / self.count for total in self._sums)
+        low, high = self._ends
+        return ChannelStatistics(low, high, mean, square, self.count)
+
+
+def collect(
+    program: Program,
+    samples: Iterable[Tensors],
+    axes: Mapping[str, int | tuple[int, ...]],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    forecast: Callable[[str], None] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> dict[str, ChannelStatistics]:
+    """Observe the channels of tensors: name → axis or axes of its channels (negative from the end).
+
+    One pass, in the order of the samples: the same samples give the same bits. Inputs of the
+    program may be named. Memory is the program, its tensors for one sample and a few floats per
+    channel. A tensor that was empty on every sample is left out.
+
+    Raises `UsageError` without samples, for a name or axis there is not, or a sample that lacks
+    an input; `ParityError` where a tensor holds NaN or Inf, or ONNX Runtime fails.
+    """
+    watching = {
+        name: ChannelObserver(*((along,) if isinstance(along, int) else along))
+        for name, along in axes.items()
+    }
+    stream(program, samples, watching, progress=progress, forecast=forecast, checkpoint=checkpoint)
+    found = {name: seen.statistics() for name, seen in watching.items()}
+    return {name: stats for name, stats in found.items() if stats is not None}
+
+
+def _squares(rows: Array) -> Array:
+    wide = rows.astype(np.float64)
+    wide *= wide
+    total: Array = wide.sum(axis=1)
+    return total
