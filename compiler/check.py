@@ -7,7 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from npuc import partition, pipeline, plugins, source_lines
+from npuc import partition, per_target, pipeline, plugins, source_lines
 from npuc import samples as sampling
 from npuc.errors import PassError
 from npuc.export import export
@@ -173,7 +173,7 @@ def _outcome(
 ) -> Outcome:
     profile = target.profile
     start = common[-1].program if common else exported
-    own, fault = _stages(start, pipeline.prepare(target), profile)
+    own, fault = _stages(start, per_target.prepare(target), profile)
     places = source_lines.known(exported.model)
     program, kinds = exported, _kinds(exported)
     ledger = Ledger.of(judge(exported, profile), kinds)

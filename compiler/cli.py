@@ -19,6 +19,7 @@ from npuc.options import (
     dim_option,
     min_sqnr,
     opset_option,
+    quantization_options,
     quiet_option,
     samples_option,
     seconds,
@@ -71,23 +72,7 @@ def cli() -> None:
     "--calibration", type=FILE, help="Inputs to quantize with: an .npz file, or a folder of them."
 )
 @samples_option
-@click.option(
-    "--observer",
-    metavar="NAME",
-    help="How ranges are found: min-max, percentile, entropy, mse or output.  "
-    "[default: the target's own]",
-)
-@click.option(
-    "--calibration-table",
-    type=FILE,
-    help="Ranges to use, to review or to edit; written where there is no such file yet.",
-)
-@click.option(
-    "--rounding",
-    metavar="NAME",
-    help="How weights become codes: nearest, or learned on the calibration data by gptq or "
-    "adaround (slow).  [default: nearest]",
-)
+@quantization_options
 @opset_option
 @click.option(
     "--cpu",
@@ -122,21 +107,6 @@ def cli() -> None:
     "--no-vendor", "vendor", flag_value="skip", help="Make the kit, do not run the compiler."
 )
 @min_sqnr
-@click.option("--skip", multiple=True, metavar="NODE", help="Leave this node in float.")
-@click.option(
-    "--no-equalize",
-    "equalize",
-    flag_value=False,
-    default=True,
-    help="Quantize the channels as they are, without evening out their ranges first.",
-)
-@click.option(
-    "--no-correct-bias",
-    "correct_bias",
-    flag_value=False,
-    default=True,
-    help="Leave the biases as they are: those of a model fine-tuned with npuc.simulate fit.",
-)
 @click.option("--dump", type=FILE, metavar="FOLDER", help="Write the program after every pass.")
 @click.option(
     "--timeout",

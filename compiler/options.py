@@ -40,6 +40,31 @@ _SOURCE = (
     click.option("--eval", "eval_mode", is_flag=True, help="Switch the model to eval mode."),
 )  # fmt: skip
 
+_QUANTIZATION = (
+    click.option("--observer", metavar="NAME",
+                 help="How ranges are found: min-max, percentile, entropy, mse or output.  "
+                 "[default: the target's own]"),
+    click.option("--calibration-table", type=FILE,
+                 help="Ranges to use, to review or to edit; written where there is no such file "
+                 "yet."),
+    click.option("--rounding", metavar="NAME",
+                 help="How weights become codes: nearest, or learned on the calibration data by "
+                 "gptq or adaround (slow).  [default: nearest]"),
+    click.option("--skip", multiple=True, metavar="NODE", help="Leave this node in float."),
+    click.option("--no-equalize", "equalize", flag_value=False, default=True,
+                 help="Quantize the channels as they are, without evening out their ranges first."),
+    click.option("--no-correct-bias", "correct_bias", flag_value=False, default=True,
+                 help="Leave the biases as they are: those of a model fine-tuned with npuc.simulate "
+                 "fit."),
+)  # fmt: skip
+
+
+def quantization_options(function: Any) -> Any:
+    """Add the options that say how a model is quantized."""
+    for option in reversed(_QUANTIZATION):
+        function = option(function)
+    return function
+
 
 def source_options(function: Any) -> Any:
     """Add the options that say what a model file is."""

@@ -19,7 +19,8 @@ LAYERS = (
     "answers record reference samples stored artifact models estimate",
     "targets",
     "plugins load export policy",
-    "originals pipeline simulate simulation recheck validate report execute look mixed pages",
+    "originals pipeline per_target simulate simulation recheck validate report execute look mixed "
+    "pages",
     "installing toolchains check check_text estimates doctor listing console options cli __main__",
 )
 """Lowest first. A package stands for all its modules; a new module must be placed here."""

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from npuc import pipeline
+from npuc import per_target
 from npuc.capture import Captured, frozen_copy
 from npuc.errors import UnsupportedError
 from npuc.export import OPSET, export
@@ -97,7 +97,7 @@ def structure(
     def watch(item: Pass, before: Program, after: Program) -> None:
         lineage.step(item.name, before.model, after.model, _again(item, before, target))
 
-    program = run(exported, (*standard({}), *pipeline.prepare(target)), target.profile, watch)
+    program = run(exported, (*standard({}), *per_target.prepare(target)), target.profile, watch)
     program = _named(program)
     lineage.check(given, program.model, "the preparation")
     return Structure(program, lineage, loaded.captured)

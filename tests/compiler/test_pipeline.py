@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from npuc import artifact, passes, pipeline, stored
+from npuc import artifact, passes, per_target, pipeline, stored
 from npuc.errors import OutputError, ParityError, ToolchainError, UnsupportedError, UsageError
 from npuc.members import MODEL, PARITY, REFERENCE
 from npuc.passes.base import Pass, Result
@@ -126,7 +126,7 @@ def test_a_smaller_batch_is_checked_on_the_recorded_answers(recorded: Path, size
     assert done.passed and done.report.dims == {"batch": size}
     assert done.report.reference.startswith("recorded by npuc.save (")
     reference = stored.decode(artifact.read(done.artifact_path)[REFERENCE])
-    assert len(reference.samples) == min(pipeline.STORED, 24 // size)
+    assert len(reference.samples) == min(per_target.STORED, 24 // size)
 
 
 def test_a_batch_that_does_not_divide_is_answered_here(recorded: Path) -> None:

@@ -17,7 +17,8 @@ from npuc.export import export
 from npuc.load import load
 from npuc.passes import standard
 from npuc.passes.base import run
-from npuc.pipeline import ANY, prepare
+from npuc.per_target import prepare
+from npuc.pipeline import ANY
 from npuc.quantization.quantizer import Choices, Quantizer
 
 

@@ -11,7 +11,7 @@ from npuc import plugins
 from npuc.mixed import prices
 from npuc.partition import crossings, host_nodes
 from npuc.passes.base import run
-from npuc.pipeline import prepare
+from npuc.per_target import prepare
 from npuc.program import Program
 from npuc.quantization import hosting
 from npuc.quantization.quantizer import Quantizer

@@ -19,7 +19,7 @@ from npuc.passes import standard
 from npuc.passes.base import run
 from npuc.passes.quantize import Quantize
 from npuc.passes.round_floats import RoundFloats
-from npuc.pipeline import prepare
+from npuc.per_target import prepare
 from npuc.program import Program
 from npuc.quantization import calibrate
 from npuc.runners import OnnxRunner
