@@ -54,8 +54,8 @@ _QUANTIZATION = (
     click.option("--no-equalize", "equalize", flag_value=False, default=True,
                  help="Quantize the channels as they are, without evening out their ranges first."),
     click.option("--no-correct-bias", "correct_bias", flag_value=False, default=True,
-                 help="Leave the biases as they are: those of a model fine-tuned with npuc.simulate "
-                 "fit."),
+                 help="Leave the biases as they are: those of a model fine-tuned with "
+                 "npuc.simulate fit."),
 )  # fmt: skip
 
 

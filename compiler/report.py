@@ -154,7 +154,7 @@ def _remedy(row: Row) -> str:
     lowered = any(fault.startswith(LOWERED) for fault in row.faults)
     if not lowered and row.bar is not None and row.bar.sqnr_db is not None:
         return (
-            "try --precision auto, --observer entropy or mse, more --calibration data, "
+            "look with --layers; try --precision auto, --rounding gptq, more --calibration data, "
             "--skip NODE for the worst layers, or --precision float"
         )
     return "report this with the artifact: a step that should keep the answer did not"
