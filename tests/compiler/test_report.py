@@ -100,11 +100,11 @@ def test_a_failed_step_is_named_with_its_remedy() -> None:
     assert REPORT.exit_code == 6 and not REPORT.passed
     text = REPORT.table()
     assert "failed: quantize: z: SQNR 12.5 dB" in text
-    assert "FAILED: quantize\n→ try --observer" in text
+    assert "FAILED: quantize\n→ look with --layers" in text
     assert "--calibration" in text and "--precision float" in text
     exact = verdict(replace(ROWS[0], state="failed", faults=("y: max abs",))).table()
     assert "FAILED: exported\n→ report this with the artifact" in exact
-    assert "--observer" not in exact
+    assert "--layers" not in exact
 
 
 def test_what_lowering_broke_is_not_for_the_user_to_tune() -> None:
