@@ -302,7 +302,7 @@ def test_a_lossy_pass_that_costs_too_much_fails_the_report_and_is_written(
 
 def test_a_policy_decides(recorded: Path) -> None:
     done = only(compile(recorded, target="atom", policy=Policy(sqnr_db=90)))
-    assert done.report.exit_code == 6 and done.report.failures[0].stage == "quantize"
+    assert done.report.exit_code == 6 and done.report.failures[0].stage == "correct-bias"
     assert "SQNR >= 90 dB" in done.report.table()
     assert verify(done.artifact_path).passed  # under the default policy
 
