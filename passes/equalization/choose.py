@@ -39,6 +39,8 @@ def choose(terms: Sequence[tuple[Term, bool]], count: int, scheme: IntScheme) ->
     """
     group = _groups(terms, count)
     full, heard = _fitted([_peaks(t) for term, _ in terms for t in tensors(term)], group)
+    made = _fitted([_power(t.out) for t, _ in terms if isinstance(t, Weighted)], group)
+    full, heard = _completed(full, heard, *made, group)
     logs = full.copy()
     touching: dict[int, list[tuple[Term, bool]]] = {}
     for item in terms:
@@ -88,11 +90,33 @@ def _ends(
     return np.clip(loud, -MOST, MOST), np.clip(quiet, -MOST, MOST)
 
 
+def _completed(
+    full: Array, heard: Array, made: Array, known: Array, group: Array
+) -> tuple[Array, Array]:
+    """Give channels that were silent where they are coded the size they were made with.
+
+    A Relu may keep a channel silent on all samples; its weights have a size all the same, and other
+    weights are compared with them.
+    """
+    out = full.copy()
+    for number in np.unique(group[group > 0]):
+        inside = group == number
+        both, silent = inside & heard & known, inside & ~heard & known
+        out[silent] = made[silent] + (np.median((full - made)[both]) if both.any() else 0.0)
+    return np.clip(out, -MOST, MOST), heard | (known & (group > 0))
+
+
 def _peaks(tensor: Coded) -> _Wish:
     """Say that the channels of a coded tensor would have one peak."""
     peaks = np.maximum(-tensor.low, tensor.high)
     some = peaks > 0
     return _Wish(tensor.roots[some], tensor.signs[some], np.log(peaks[some]))
+
+
+def _power(tensor: Coded) -> _Wish:
+    """Say that the channels of a product would have one mean square."""
+    some = tensor.square > 0
+    return _Wish(tensor.roots[some], tensor.signs[some], np.log(tensor.square[some]) / 2)
 
 
 def _weights(term: Term, logs: Array) -> _Wish:

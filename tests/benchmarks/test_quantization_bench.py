@@ -250,7 +250,6 @@ def test_what_it_costs_is_held_against_the_promises() -> None:
         _row("nncf-mixed", 20.0, seconds=(10.0,), peak=(290.0,)),
     )
     assert [*promises.missed(_results(*rows))] == [
-        "m plain 64: npuc-min-max takes 0.51 of the seconds of ort-minmax",
         "m plain 64: peak 300 MiB, NNCF's least is 290 MiB",
         "m plain: memory grows from 300 to 340 MiB at 512 samples",
     ]

@@ -171,7 +171,8 @@ def test_an_artifact_is_there_while_the_search_goes_on(
 def test_a_killed_process_leaves_a_valid_artifact(uneven: Path, here: Path) -> None:
     script = f"""
         import os, signal
-        from npuc import cli, sensitivity
+        from npuc import cli
+        from npuc.mixed import sensitivity
         def sweep(self, names, progress):
             os.kill(os.getpid(), signal.SIGKILL)
         sensitivity.Bench.sweep = sweep

@@ -12,6 +12,7 @@ from npuc.errors import PassError
 from npuc.partition import PLACE
 from npuc.passes.base import run
 from npuc.passes.equalize import Equalize, observed
+from npuc.passes.graphs import constant
 from npuc.profile import Profile
 from npuc.program import Program
 
@@ -189,3 +190,25 @@ def test_a_tensor_with_two_kinds_of_channels(build: Any, equalized: Any, integer
     )
     step = equalized(build(IMAGE, "float[1,6,6,5]", nodes), integers()).steps[-1]
     assert (step.changes, step.rolled_back) == (0, "")
+
+
+def test_silent_channels_do_not_break_invariance(parse: Any, equalized: Any, integers: Any) -> None:
+    """A channel that a Relu keeps silent has weights in some unit; no choice may hang on it."""
+    rng = np.random.default_rng(3)
+    first, second = rng.normal(size=(6, 4, 1, 1)), rng.normal(size=(6, 1, 3, 3))
+    third, bias = rng.normal(size=(6, 6, 1, 1)), np.zeros(6)
+    bias[2] = -100.0  # silent on every input there is
+    found = []
+    for scale in (np.ones(6), np.exp(rng.normal(scale=1.3, size=6))):
+        arrays = (first, second * scale[:, None, None, None], bias * scale)
+        values = dict(zip("wdb", arrays, strict=True)) | {"v": third / scale[None, :, None, None]}
+        body = (
+            f"({IMAGE} x, float[6,4,1,1] w, float[6,1,3,3] d, float[6] b, float[6,6,1,1] v)"
+            " => (float[1,6,6,6] y) { a = Conv(x, w) r = Relu(a)"
+            " c = Conv<group=6, pads=[1,1,1,1]>(r, d, b) s = Relu(c) y = Conv(s, v) }"
+        )
+        made = parse(body, {name: array.astype(np.float32) for name, array in values.items()})
+        last = constant(equalized(made, integers()).model.graph[-1].inputs[1])
+        assert last is not None
+        found.append(last / np.abs(last).max())
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)  # float32 roundings of one product
