@@ -27,7 +27,7 @@ class Stateful(Protocol):
         """Return all that was seen, as arrays."""
         ...
 
-    def restore(self, state: Mapping[str, Array]) -> None:
+    def restore(self, state: Mapping[str, Array], /) -> None:
         """Go on from what `state` returned."""
         ...
 

@@ -28,14 +28,14 @@ TENSORS = 2**30
 class Watcher(Protocol):
     """Sums up one tensor. What it keeps does not grow with the number of calls."""
 
-    def digest(self, values: Array) -> Any:
+    def digest(self, values: Array, /) -> Any:
         """Sum up one array without changing the watcher; None where it holds NaN or Inf.
 
         Runs on any thread.
         """
         ...
 
-    def merge(self, digest: Any) -> None:
+    def merge(self, digest: Any, /) -> None:
         """Take in what `digest` returned; called in the order of the calls."""
         ...
 
@@ -43,7 +43,7 @@ class Watcher(Protocol):
         """Return all that was seen, as arrays."""
         ...
 
-    def restore(self, state: Mapping[str, Array]) -> None:
+    def restore(self, state: Mapping[str, Array], /) -> None:
         """Go on from what `state` returned."""
         ...
 

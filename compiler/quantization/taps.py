@@ -50,13 +50,13 @@ class Taps:
         if self._session is None:
             return found
         try:
-            found.update(zip(self._inner, self._session.run(self._inner, feed), strict=True))
+            got: Sequence[Any] = self._session.run(self._inner, feed)
         except Exception as error:  # onnxruntime raises pybind types without a common base
             reason = str(error).strip().splitlines()[0][:400]
             raise ParityError(f"ONNX Runtime fails on calibration sample {number}: {reason}") from (
                 error
             )
-        return found
+        return found | dict(zip(self._inner, got, strict=True))
 
     def _feed(self, call: Tensors, number: int) -> dict[str, Array]:
         missing = [port.name for port in self.program.inputs if port.name not in call]
