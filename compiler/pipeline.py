@@ -25,6 +25,7 @@ from npuc.passes.base import run
 from npuc.per_target import AUTO, Job, Placing, compile_for, traced, watching
 from npuc.policy import Policy
 from npuc.profile import Profile
+from npuc.program import Program
 from npuc.progress import Progress, Silent
 from npuc.quantization import calibrator
 from npuc.quantization import rounding as learned
@@ -112,31 +113,47 @@ def compile(
     shown.stage("export")
     exported = export(loaded, opset=opset, eval_mode=eval_mode)
     shown.stage("reference")
-    reference = originals.find(loaded, exported, samples, calibration)
-    if table is not None and table.exists() and calibration is None:
-        fingerprint = {**reference.fingerprint, "calibration": originals.TABLE}
-        reference = replace(reference, fingerprint=fingerprint)
+    reference = _reference(loaded, exported, samples, calibration, table)
     bound, reference = originals.bind(loaded, exported, reference, dims or {})
 
     validator = Validator(exported, reference, policy or Policy(), shown)
     validator.export(originals.native(loaded))
-    watch = watching(validator, None if dump is None else Path(dump))
-    program = run(exported, traced(standard(bound), shown), ANY, watch)
-    validator.settle(program)
-
+    folder = None if dump is None else Path(dump)
+    program = _simplified(exported, bound, validator, folder)
     with tempfile.TemporaryDirectory(prefix="npuc-") as work:
-        takes_torch = any("torch" in t.profile.get("compiler.inputs", ()) for t in targets)
         choices = Choices(
             observer, tuple(skip), equalize, correct_bias,
             table=table, rounding=rounding or learned.DEFAULT,
         )  # fmt: skip
         job = Job(
-            str(label), program, validator, precision, choices, options, shown,
-            None if dump is None else Path(dump), bound,
-            _archive(loaded, reference, Path(work)) if takes_torch else None, wanted, budget,
-            layers,
+            str(label), program, validator, precision, choices, options, shown, folder, bound,
+            _archive(loaded, reference, Path(work), targets), wanted, budget, layers,
         )  # fmt: skip
         return list(_each(zip(targets, paths, strict=True), job, failed))
+
+
+def _simplified(
+    exported: Program, dims: Mapping[str, int], validator: Validator, dump: Path | None
+) -> Program:
+    """Run the passes that are the same for every target."""
+    passes = traced(standard(dims), validator.progress)
+    program = run(exported, passes, ANY, watching(validator, dump))
+    validator.settle(program)
+    return program
+
+
+def _reference(
+    loaded: Loaded,
+    exported: Program,
+    samples: Calls | None,
+    calibration: Calls | None,
+    table: Path | None,
+) -> Reference:
+    """Return the original's answers; a calibration table stands in for calibration calls."""
+    found = originals.find(loaded, exported, samples, calibration)
+    if table is None or not table.exists() or calibration is not None:
+        return found
+    return replace(found, fingerprint={**found.fingerprint, "calibration": originals.TABLE})
 
 
 def _each(
@@ -153,8 +170,15 @@ def _each(
             failed(target.name, error)
 
 
-def _archive(loaded: Loaded, reference: Reference, folder: Path) -> Path | None:
-    """Return a torch.export archive of the original, written here where the source is none."""
+def _archive(
+    loaded: Loaded, reference: Reference, folder: Path, targets: Sequence[Target]
+) -> Path | None:
+    """Return a torch.export archive of the original, written here where the source is none.
+
+    Only where a target's compiler takes torch.
+    """
+    if not any("torch" in t.profile.get("compiler.inputs", ()) for t in targets):
+        return None
     if loaded.kind == "pt2":
         return loaded.path
     if loaded.program is not None:

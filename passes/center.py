@@ -134,7 +134,7 @@ def _offered(node: ir.Node) -> ir.Node:
     if node.op_type == "Add":
         for value in node.inputs:
             source = None if value is None else value.producer()
-            if source is not None and source.op_type == "MatMul" and biases.place(source):
+            if source is not None and source.op_type == "MatMul":
                 return source
     return node
 

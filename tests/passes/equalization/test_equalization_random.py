@@ -342,19 +342,22 @@ def rescaled(program: Program, seed: int) -> tuple[Program, int]:
     return Program.from_model(after.model), len(set(roots[roots > 0]))
 
 
-def compare(proto: onnx.ModelProto, seed: int) -> int:
+def compare(proto: onnx.ModelProto, seed: int) -> dict[str, float]:
+    """Return by output the noise that random factors add, over what `DB` allows."""
     before = Program.from_model(ir.from_proto(proto))
-    after, free = rescaled(before, seed)
+    after, _ = rescaled(before, seed)
     rng = np.random.default_rng(seed)
     feeds = {
         p.name: rng.normal(size=[int(d) for d in p.shape]).astype(np.float32) for p in before.inputs
     }
     expected, got = OnnxRunner(before)(feeds), OnnxRunner(after)(feeds)
+    found = {}
     for name, value in expected.items():
         wanted = value.astype(np.float64)
         noise = float(((got[name] - wanted) ** 2).sum())
-        assert noise <= float((wanted**2).sum()) * 10 ** (-DB / 10), name
-    return free
+        allowed = float((wanted**2).sum()) * 10 ** (-DB / 10)
+        found[name] = 0.0 if noise == 0 else noise / allowed if allowed else np.inf
+    return found
 
 
 STEPS = st.lists(st.sampled_from([*IMAGE, *WORDS, *ANY]), min_size=2, max_size=10)
@@ -363,4 +366,5 @@ STEPS = st.lists(st.sampled_from([*IMAGE, *WORDS, *ANY]), min_size=2, max_size=1
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**20), steps=STEPS)
 def test_any_factors_keep_the_function(seed: int, steps: list[str]) -> None:
-    compare(build(seed, steps), seed)
+    found = compare(build(seed, steps), seed)
+    assert found and all(part <= 1 for part in found.values()), found  # NaN is not
