@@ -11,13 +11,25 @@ Exit codes are a contract (README, "Exit codes"):
 6     parity: the compiled model does not answer like the original
 7     an artifact is damaged, unsafe or of another format
 8     an output could not be written (permissions, disk full)
+9     undecided: a gate on a rate needs more samples than there are
 130   interrupted
 ====  ==================================================================
+
+Of several codes `worst` names the one to end with.
 
 Any other exception is a fault of npuc itself and shows its traceback (exit code 1).
 """
 
+from collections.abc import Iterable
 from typing import ClassVar
+
+UNDECIDED = 9
+"""The exit code of a gate that its samples cannot decide. It is no pass."""
+
+
+def worst(codes: Iterable[int]) -> int:
+    """Return the exit code for several results: a failure before "undecided" before 0."""
+    return max(codes, key=lambda code: (code not in (0, UNDECIDED), code), default=0)
 
 
 class NpucError(Exception):

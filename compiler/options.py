@@ -59,6 +59,13 @@ _QUANTIZATION = (
 )  # fmt: skip
 
 
+class InOrder(click.Group):
+    """Lists verbs in the order of this file, which is the order of use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
 def quantization_options(function: Any) -> Any:
     """Add the options that say how a model is quantized."""
     for option in reversed(_QUANTIZATION):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from npuc.floors import Floor
+from npuc.held import Demand
 from npuc.metrics import Difference
 
 NOISE_FACTOR = 8.0
@@ -80,6 +81,8 @@ class Bar:
 class Policy:
     """The bars of a run. `sqnr_db` and `equal` are for what quantization and rounding may cost.
 
+    `demands` are what the user asks of the artifact's answers beside them.
+
     The default of 20 dB lets the error have a tenth of the answer's own magnitude. Healthy int8
     networks stay above it; a wrong scale, axis or zero point falls far below.
     """
@@ -87,6 +90,7 @@ class Policy:
     sqnr_db: float = 20.0
     equal: float = 0.9
     noise_factor: float = NOISE_FACTOR
+    demands: tuple[Demand, ...] = ()
 
     @property
     def cosine(self) -> float:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from npuc.errors import ParityError
+from npuc.errors import UNDECIDED, ParityError
 from npuc.estimate import Estimate
+from npuc.held import Held
 from npuc.metrics import Difference
 from npuc.mixed.outcome import Mixed
 from npuc.partition import HOST, Crossing
@@ -50,7 +51,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Parity of one artifact, stage by stage. `evidence` grades what the last rows rest on."""
+    """Parity of one artifact, stage by stage. `evidence` grades what the last rows rest on.
+
+    `held` is what the policy asked beside the stages' bars. `call` are the arguments of
+    `npuc.compile` that differ from its defaults, in JSON types, to do the same again.
+    """
 
     model: str
     target: str
@@ -68,6 +73,8 @@ class Report:
     mixed: Mixed | None = None
     layers: "Layers | None" = None
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    held: tuple[Held, ...] = ()
+    call: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def failures(self) -> tuple[Row, ...]:
@@ -76,13 +83,25 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether something was compared and every bar held."""
-        return any(row.state == "ok" for row in self.rows) and not self.failures
+        """Whether something was compared and every bar and demand held."""
+        compared = any(row.state == "ok" for row in self.rows)
+        return compared and not self.failures and not self.missed
+
+    @property
+    def missed(self) -> tuple[Held, ...]:
+        """Demands of the policy that do not hold, or that the samples cannot decide."""
+        return tuple(held for held in self.held if held.state not in ("ok", "waived"))
+
+    @property
+    def undecided(self) -> bool:
+        """Whether nothing failed, but there are too few samples to say that all holds."""
+        states = {held.state for held in self.missed}
+        return not self.failures and states == {"undecided"}
 
     @property
     def exit_code(self) -> int:
-        """0, or the exit code of a parity failure."""
-        return 0 if self.passed else ParityError.exit_code
+        """0, or the exit code of a parity failure or of an undecided gate."""
+        return 0 if self.passed else UNDECIDED if self.undecided else ParityError.exit_code
 
     @property
     def timeless(self) -> "Report":
@@ -110,6 +129,7 @@ class Report:
         lines.insert(1, "-" * max(map(len, lines)))
         about = [head, f"reference: {self.reference}", *_dims(self.dims), evidence]
         about += [*(self.mixed.lines() if self.mixed else ()), *self._host(), "", *lines]
+        about += [f"{held.state}: {held.text}" for held in self.held]
         about += ["", *(f"note: {note}" for note in self.notes)]
         about += _wrapped("not public: ", [f"{name} {text}" for name, text in self.assumed.items()])
         for row in self.rows:
@@ -139,7 +159,11 @@ class Report:
             if any(row.state == "not run" for row in self.rows):
                 return [f"PASSED as far as it was run; the artifact was NOT ({what})"]
             return [f"PASSED: every step answers like the original, within its bar ({what})"]
-        names = ", ".join(row.stage for row in self.failures) or "nothing was compared"
+        if self.undecided:
+            more = max(held.needed for held in self.missed)
+            return [f"UNDECIDED: {more:,} more samples needed"]
+        missed = [row.stage for row in self.failures] + [held.check for held in self.missed]
+        names = ", ".join(missed) or "nothing was compared"
         first = self.failures[0] if self.failures else None
         return [f"FAILED: {names}", *([f"→ {_remedy(first)}"] if first else [])]
 

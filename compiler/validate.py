@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from npuc import samples as sampling
 from npuc.answers import Reference
 from npuc.errors import ParityError
+from npuc.held import Held
 from npuc.metrics import Difference, differences
 from npuc.passes.base import Pass
 from npuc.policy import Bar, Policy
@@ -40,6 +41,7 @@ class Validator:
     progress: Progress
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
     groups: list[list[Tensors]] = field(default_factory=list)
     _settled_rows: int = 0
     _settled_steps: int = 0
@@ -47,7 +49,7 @@ class Validator:
 
     def fork(self) -> "Validator":
         """Return a validator that goes on from here for one of several targets."""
-        return replace(self, rows=list(self.rows), notes=list(self.notes))
+        return replace(self, rows=list(self.rows), notes=list(self.notes), held=list(self.held))
 
     @property
     def ties(self) -> float:
@@ -159,6 +161,8 @@ class Validator:
         )
         state = "failed" if faults else "ok"
         self.rows.append(Row("artifact", state, original, step, "both", bar, faults, len(calls)))
+        for demand in self.policy.demands:
+            self.held += demand.judge(calls, self.reference.outputs, got, floor)
 
     def unrun(self, why: str) -> None:
         """Add a row that says that the artifact was not run."""
@@ -181,7 +185,7 @@ class Validator:
             model=name, target=profile.name, precision=precision, evidence=payload.evidence,
             vendor=payload.vendor, reference=describe(fingerprint), rows=tuple(self.rows),
             assumed=_assumed(profile, precision), notes=tuple(notes), dims=dims,
-            placement=payload.placement, fingerprint=fingerprint,
+            placement=payload.placement, fingerprint=fingerprint, held=tuple(self.held),
         )  # fmt: skip
 
     def answers(self, runner: Runner, program: Program, calls: Sequence[Tensors]) -> list[Tensors]:

@@ -13,15 +13,18 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     "errors archive grown jsonable progress quiet rnn_shapes text",
     "program profile facts atomic outputs members manifest pickles zips sniff pt2 hazards",
-    "metrics runners inputs onnx_file signature partition source_lines nodes",
+    "metrics runners inputs onnx_file signature partition source_lines nodes statistics",
     "passes features legality ledger remedies",
-    "quantization layers capture torchscript weights calls floors "
-    "answers record reference samples stored artifact models estimate",
+    "quantization layers capture torchscript weights calls floors held choices tasks "
+    "answers trust record reference samples stored artifact models estimate",
     "targets",
     "plugins load export policy",
     "originals pipeline per_target simulate simulation recheck validate report execute look mixed "
-    "pages",
-    "installing toolchains check check_text estimates doctor listing console options cli __main__",
+    "update pages outlets",
+    "gate blame training",
+    "pytest_plugin",
+    "installing toolchains check check_text estimates doctor listing console options verbs cli "
+    "__main__",
 )
 """Lowest first. A package stands for all its modules; a new module must be placed here."""
 

@@ -1,0 +1,1 @@
+"""How well a model would be served by other chips, told while it is still trained."""
