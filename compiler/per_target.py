@@ -2,8 +2,9 @@
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from npuc import (
     artifact,
@@ -71,6 +72,7 @@ class Job:
     placing: Placing
     budget: float | None = None
     layers: bool = False
+    call: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,7 @@ def _finish(
     report = validator.report(job.name, profile, precision, payload, job.dims)
     bound = estimate.estimate(handover.program, profile, precision)
     crossing = partition.crossings(at.program.model)
-    report = replace(report, crossings=crossing, estimate=bound, mixed=mixed)
+    report = replace(report, crossings=crossing, estimate=bound, mixed=mixed, call=job.call)
     shown.stage(f"write {path.name}")
     stored_calls = originals.cut(validator.reference, program, validator.exported, STORED)
     manifest = Manifest(

@@ -15,6 +15,7 @@ from npuc import (
     record,
 )
 from npuc.answers import Reference
+from npuc.asked import asked
 from npuc.errors import NpucError, UsageError
 from npuc.export import export
 from npuc.load import Loaded, load
@@ -42,6 +43,9 @@ __all__ = ["Compiled", "compile", "verify"]
 
 ANY = Profile("any", "no target in particular", {}, {})
 """What the standard passes see: they are the same for every target, and shared."""
+
+_NOT_ASKED = "target output layers dump timeout policy progress failed"
+"""Arguments that say where results go or who watches, not what is computed."""
 
 
 def compile(
@@ -90,6 +94,7 @@ def compile(
     but reported, unless a step that must keep the answer changed it. With `failed` one target's
     error is given to it, with the target's name, and the other targets go on.
     """
+    call = asked(compile, locals(), without=_NOT_ASKED)
     shown = progress or Silent()
     names = (target,) if isinstance(target, str) else tuple(target)
     targets = [plugins.find(name) for name in names]
@@ -127,7 +132,7 @@ def compile(
         )  # fmt: skip
         job = Job(
             str(label), program, validator, precision, choices, options, shown, folder, bound,
-            _archive(loaded, reference, Path(work), targets), wanted, budget, layers,
+            _archive(loaded, reference, Path(work), targets), wanted, budget, layers, call,
         )  # fmt: skip
         return list(_each(zip(targets, paths, strict=True), job, failed))
 
