@@ -1,0 +1,101 @@
+"""A gate as JUnit XML: what Jenkins, GitLab and most other CI show as tests.
+
+One testsuite per model, one testcase per target. The dialect is Jenkins', which other readers are
+subsets of: a testcase has no properties, so they are the suite's, named after the target.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from xml.sax.saxutils import escape, quoteattr
+
+from npuc.outlets.entry import Entry
+
+_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML 1.0 has no spelling for, not even as a reference (its section 2.2, Char)."""
+
+_TAGS = {"failed": "failure", "undecided": "failure", "error": "error"}
+
+
+def text(entries: Sequence[Entry]) -> str:
+    """Return the XML document. An undecided pair is a failure of the type "undecided"."""
+    models = dict.fromkeys(entry.model for entry in entries)
+    suites = [_suite(name, [e for e in entries if e.model == name]) for name in models]
+    head = f'<testsuites name="npuc" {_counts(entries)}>'
+    lines = ['<?xml version="1.0" encoding="UTF-8"?>', head, *suites, "</testsuites>"]
+    return "\n".join(lines) + "\n"
+
+
+def _suite(model: str, entries: Sequence[Entry]) -> str:
+    properties = [
+        f"    <property name={_quoted(f'{e.target}.{name}')} value={_quoted(value)}/>"
+        for e in entries
+        for name, value in _properties(e)
+    ]
+    listed = ["  <properties>", *properties, "  </properties>"] if properties else []
+    head = f'  <testsuite name={_quoted(model)} {_counts(entries)} skipped="0">'
+    return "\n".join([head, *(f"  {x}" for x in listed), *map(_case, entries), "  </testsuite>"])
+
+
+def _counts(entries: Sequence[Entry]) -> str:
+    tags = [_TAGS.get(entry.state) for entry in entries]
+    seconds = sum(entry.seconds for entry in entries)
+    return (
+        f'tests="{len(tags)}" failures="{tags.count("failure")}" errors="{tags.count("error")}" '
+        f'time="{_time(seconds)}"'
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3f}"
+
+
+def _properties(entry: Entry) -> Iterable[tuple[str, str]]:
+    """Yield what a reader may want to filter by."""
+    if entry.report is None:
+        return
+    found = entry.worst
+    yield "precision", entry.report.precision
+    yield "evidence", entry.report.evidence
+    if found is not None:
+        yield "sqnr_db", f"{found.sqnr_db:.2f}"
+        if found.agreement is not None:
+            yield "agreement", f"{found.agreement:.6f}"
+    yield "cached", str(entry.cached).lower()
+    for held in entry.held:
+        if held.state == "waived":
+            yield f"waived.{held.check}", held.waiver
+
+
+def _case(entry: Entry) -> str:
+    head = (
+        f"    <testcase classname={_quoted(entry.model)} name={_quoted(entry.target)} "
+        f'time="{_time(entry.seconds)}">'
+    )
+    body = [f"      {_verdict(entry)}"] if entry.state in _TAGS else []
+    said = entry.report.table() if entry.report is not None and entry.state == "passed" else ""
+    body += [f"      <system-out>{_clean(said)}</system-out>"] if said else []
+    return "\n".join([head, *body, "    </testcase>"])
+
+
+def _verdict(entry: Entry) -> str:
+    tag, kind = _TAGS[entry.state], "parity" if entry.state == "failed" else entry.state
+    table = entry.report.table() if entry.report is not None else ""
+    body = "\n\n".join(filter(None, [entry.error, table]))
+    return (
+        f"<{tag} type={_quoted(kind)} message={_quoted(entry.why[0])}>"
+        f"{_clean(body or entry.why[0])}</{tag}>"
+    )
+
+
+def _clean(words: str) -> str:
+    """Escape text; characters that XML cannot hold are spelled out as Python would."""
+    return escape(_spelled(words), {"\r": "&#13;"})
+
+
+def _quoted(words: str) -> str:
+    """Return an attribute in quotes, on one line."""
+    return quoteattr(_spelled(words), {"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"})
+
+
+def _spelled(words: str) -> str:
+    return _FORBIDDEN.sub(lambda found: ascii(found[0])[1:-1], words)
