@@ -188,11 +188,39 @@ def calibration(settings: Settings, work: Path) -> list[Row]:
     return rows
 
 
+def gate(settings: Settings, work: Path) -> list[Row]:
+    """Gate a model for two targets, cold and cached, against plain inference on its samples."""
+    script, count = str(HERE / "gated.py"), 32 if settings.quick else 360
+    measure.run(
+        [sys.executable, script, "prepare", "digits-mobilenet", str(count), str(work)], work
+    )
+    infer = [sys.executable, script, "infer", str(work)]
+    caches = iter(range(1000))
+    filled = str(work / "filled")
+
+    def gated(cache: str) -> measure.Cost:
+        return measure.run(["env", f"NPUC_CACHE={cache}", _npuc(), "gate", "--quiet"], work)
+
+    def cold() -> measure.Cost:
+        return gated(str(work / f"cold-{next(caches)}"))
+
+    gated(filled)
+    turns = settings.turns(5)
+    plain = partial(measure.run, infer, work)
+    rows = []
+    for what, side, bar in (("cold", cold, None), ("cached", partial(gated, filled), 3.0)):
+        mine, theirs = _by_turns([side, plain], turns)
+        title = f"`npuc gate`, {what}, 2 targets / ONNX Runtime on the same {count} samples: wall"
+        rows.append(_row("gate", title, "s", mine, theirs, "wall", bar))
+    return rows
+
+
 ITEMS: Mapping[str, Callable[[Settings, Path], list[Row]]] = {
     "start": start,
     "mobilenet": mobilenet,
     "resnet18": resnet18,
     "calibration": calibration,
+    "gate": gate,
 }
 
 
