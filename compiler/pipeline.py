@@ -44,12 +44,12 @@ __all__ = ["Compiled", "compile", "verify"]
 ANY = Profile("any", "no target in particular", {}, {})
 """What the standard passes see: they are the same for every target, and shared."""
 
-_NOT_ASKED = "target output layers dump timeout policy progress failed"
+_NOT_ASKED = "target output layers dump timeout policy progress failed checks"
 """Arguments that say where results go or who watches, not what is computed."""
 
 
 def compile(
-    source: "str | Path | torch.nn.Module",
+    source: "str | Path | torch.nn.Module | Loaded",
     *,
     target: str | Sequence[str],
     output: str | Path | None = None,
@@ -81,24 +81,27 @@ def compile(
     policy: Policy | None = None,
     progress: Progress | None = None,
     failed: Callable[[str, NpucError], None] | None = None,
+    checks: Callable[[Program, Reference, Policy, Progress], Validator] = Validator,
 ) -> list[Compiled]:
     """Compile a model for one or more targets and compare every step with the original.
 
-    `source` is a file, ``zoo:NAME`` or a torch module. `samples` and `calibration` are files or
-    calls (input name → array); by default what was recorded with the model. `dims` gives dynamic
-    dimensions their size, by default that of the first sample. What a device cannot run stays on
-    its host, unless `host` is False; `on_target` says what must not (``Conv,MatMul=all``).
+    `source` is a file, ``zoo:NAME``, a torch module, or what `npuc.load.load` returned. `samples`
+    and `calibration` are files or calls (input name → array); by default what was recorded with
+    the model. `dims` gives dynamic dimensions their size, by default that of the first sample.
+    What a device cannot run stays on its host, unless `host` is False; `on_target` says what must
+    not (``Conv,MatMul=all``).
     With `layers` every report says what each layer loses, which takes some runs.
     `budget` is how many seconds precision "auto" may search for each target, by default 300.
     Artifacts are written even where the report fails. Raises `NpucError`; parity is not raised
     but reported, unless a step that must keep the answer changed it. With `failed` one target's
-    error is given to it, with the target's name, and the other targets go on.
+    error is given to it, with the target's name, and the other targets go on. `checks` makes what
+    judges the steps (`npuc.blame` has one that only collects them).
     """
     call = asked(compile, locals(), without=_NOT_ASKED)
     shown = progress or Silent()
     names = (target,) if isinstance(target, str) else tuple(target)
     targets = [plugins.find(name) for name in names]
-    label = source if isinstance(source, str | Path) else type(source).__name__
+    label = source if isinstance(source, str | Path) else _label(source)
     paths = outputs.artifact_paths(str(label), names, None if output is None else Path(output))
     _check_precision(targets, precision)
     kinds = {precision or item.profile.precisions[0] for item in targets}
@@ -107,13 +110,15 @@ def compile(
     wanted = Placing(host, partition.contract(on_target))
     options = LowerOptions(cpu=cpu, fallback=fallback, vendor=vendor, timeout=timeout)
     shown.stage("load")
-    loaded = load(
+    loaded = source if isinstance(source, Loaded) else load(
         source, model=model, model_path=model_path, inputs=inputs,
         trust_pickle=trust_pickle, eval_mode=eval_mode,
     )  # fmt: skip
     if loaded.kind == "npuc":
         pairs = zip(targets, paths, strict=True)
-        return [recheck.finish(Path(str(source)), t, path, options, policy) for t, path in pairs]
+        return [
+            recheck.finish(Path(str(loaded.path)), t, path, options, policy) for t, path in pairs
+        ]
 
     shown.stage("export")
     exported = export(loaded, opset=opset, eval_mode=eval_mode)
@@ -121,7 +126,7 @@ def compile(
     reference = _reference(loaded, exported, samples, calibration, table)
     bound, reference = originals.bind(loaded, exported, reference, dims or {})
 
-    validator = Validator(exported, reference, policy or Policy(), shown)
+    validator = checks(exported, reference, policy or Policy(), shown)
     validator.export(originals.native(loaded))
     folder = None if dump is None else Path(dump)
     program = _simplified(exported, bound, validator, folder)
@@ -135,6 +140,10 @@ def compile(
             _archive(loaded, reference, Path(work), targets), wanted, budget, layers, call,
         )  # fmt: skip
         return list(_each(zip(targets, paths, strict=True), job, failed))
+
+
+def _label(source: "torch.nn.Module | Loaded") -> str:
+    return source.name if isinstance(source, Loaded) else type(source).__name__
 
 
 def _simplified(
