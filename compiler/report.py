@@ -19,7 +19,7 @@ from npuc.text import size
 if TYPE_CHECKING:
     from npuc.layers.measure import Layers
 
-SCHEMA = "npuc-report-1"
+SCHEMA = "npuc-report-2"
 
 LOWERED = "against its program: "
 """How a fault begins that lowering is to blame for, not what came before it."""
@@ -117,6 +117,7 @@ class Report:
         return {
             "schema": SCHEMA,
             "passed": self.passed,
+            "exit_code": self.exit_code,
             **{k: plain(v) for k, v in data.items()},
             "estimate": bound,
         }
