@@ -1,0 +1,194 @@
+"""Say whether one program of a trail answers within its bar, over all samples, and count runs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from npuc import samples as sampling
+from npuc.answers import Reference
+from npuc.blame.trail import Lowered, Made, Trail
+from npuc.errors import ParityError
+from npuc.metrics import Difference, differences
+from npuc.policy import Bar
+from npuc.program import Program, Tensors
+from npuc.progress import Silent
+from npuc.report import LOWERED
+from npuc.runners import OnnxRunner
+from npuc.targets.base import Runner
+from npuc.validate import Validator
+
+Groups = list[list[Tensors]]
+Faults = tuple[str, ...]
+
+
+class Judge:
+    """Answers of the programs of a trail, each computed once and over all samples.
+
+    Programs with dynamic dimensions also answer at a second size of each. `runs` counts
+    evaluations of one program, or artifact, over all of that.
+    """
+
+    def __init__(self, trail: Trail) -> None:
+        assert trail.exported is not None and trail.reference is not None
+        self.trail, self.exported = trail, trail.exported
+        self.reference: Reference = trail.reference
+        self.policy = trail.policy
+        self.runs = 0
+        self._validator = Validator(self.exported, self.reference, self.policy, Silent())
+        self._answers: dict[int, Groups | ParityError] = {}
+        self._faults: dict[int, Faults] = {}
+        self._again: dict[int, Faults] = {}
+        self._asked: Groups | None = None
+        self._expected: Groups = []
+
+    @property
+    def groups(self) -> Groups:
+        """All samples; and the first one at a second size of each dynamic dimension."""
+        if self._asked is None:
+            self._asked = [list(self.reference.samples)]
+            self._expected = [list(self.reference.outputs)]
+            answer = self.trail.native or OnnxRunner(self.exported, "exported")
+            for group in sampling.variants(self.reference.samples, self.exported)[1:]:
+                try:
+                    self._expected.append([answer(call) for call in group])
+                except Exception:  # anyone's forward(): the original does not take this size
+                    continue
+                self._asked.append(group)
+        return self._asked
+
+    def original(self) -> Faults:
+        """Compare what the original answers here with what was recorded of it; () without one."""
+        native = self.trail.native
+        if native is None:
+            return ()
+        self.runs += 1
+        got = [native(call) for call in self.reference.samples]
+        return self._noise().faults(self._differences(self.reference.outputs, got))
+
+    def made(self, index: int) -> Faults:
+        """Say how the program at `index` misses the bar of where it stands, against the original.
+
+        Before anything is rounded that is the noise floor, after it the policy's limits and what
+        else the policy demands.
+        """
+        if index not in self._faults:
+            self._faults[index] = tuple(self._judged(self.trail.made[index], index))
+        return self._faults[index]
+
+    def step(self, index: int) -> Faults:
+        """Say how the step that made a program misses the bar that a compile holds it to."""
+        item, before = self.trail.made[index], self.trail.made[index - 1]
+        if item.item is None:
+            return self.made(index)
+        answers = [self.answered(at) for at in (index - 1, index)]
+        if isinstance(answers[1], ParityError):
+            return (answers[1].message,)
+        if isinstance(answers[0], ParityError):
+            return ()
+        if not item.item.exact:
+            return self.made(index)
+        validator = self._validator.fork()
+        validator.groups = self._sized(before.program)
+        try:
+            validator.watch(item.item, before.program, item.program)
+        except ParityError as error:
+            return tuple(line.strip() for line in error.message.splitlines()[1:]) or (
+                error.message,
+            )
+        return validator.rows[-1].faults
+
+    def lowered(self, item: Lowered) -> tuple[Faults, Faults]:
+        """Say how the artifact misses its bars: by its own error, and against the original."""
+        self.runs += 1
+        validator = self._validator.fork()
+        runner = _First(item.runner)
+        validator.artifact(runner, item.program, item.loss, item.floats)
+        row = validator.rows[-1]
+        own = tuple(f for f in row.faults if f.startswith(LOWERED) or not item.loss)
+        own += self._noise().faults(self._differences([runner.answer], [runner.again()]))
+        rest = tuple(f for f in row.faults if f not in own)
+        failed = tuple(h.text for h in validator.held if h.state == "failed")
+        return own, (*rest, *failed)
+
+    def answered(self, index: int) -> Groups | ParityError:
+        """Return a program's answers to all groups that fit it, or why it does not run."""
+        if index not in self._answers:
+            self.runs += 1
+            program = self.trail.made[index].program
+            try:
+                runner = OnnxRunner(program, self.trail.made[index].step)
+                found = [self.answers(runner, program, group) for group in self._sized(program)]
+                self._answers[index] = found
+                self._again[index] = self._repeated(runner, program, found)
+            except ParityError as error:
+                self._answers[index] = error
+        return self._answers[index]
+
+    def answers(self, runner: Runner, program: Program, calls: Sequence[Tensors]) -> list[Tensors]:
+        """Run calls, in parts where the program's batch is smaller."""
+        return Validator.answers(self._validator, runner, program, calls)
+
+    def _judged(self, item: Made, index: int) -> list[str]:
+        found = self.answered(index)
+        if isinstance(found, ParityError):
+            return [found.message]
+        faults = list(self._again[index])
+        bar = self.policy.loss() if item.lossy else self._noise()
+        for at, got in enumerate(found):
+            what = "" if at == 0 else "at another size: "
+            listed = bar.faults(self._differences(self._expected[at], got))
+            faults += [what + fault for fault in listed]
+        if item.lossy:
+            for demand in self.policy.demands:
+                held = demand.judge(
+                    self.reference.samples, self.reference.outputs, found[0], self.reference.floor
+                )
+                faults += [h.text for h in held if h.state == "failed"]
+        return faults
+
+    def _sized(self, program: Program) -> Groups:
+        return self.groups if program.symbols else self.groups[:1]
+
+    def _noise(self) -> Bar:
+        return self.policy.noise(self.reference.floor)
+
+    def _differences(
+        self, expected: Sequence[Tensors], got: Sequence[Tensors]
+    ) -> tuple[Difference, ...]:
+        return differences(expected, got, self._validator.ties)
+
+    def _repeated(self, runner: Runner, program: Program, first: Groups) -> Faults:
+        """Ask the first call again after all others: an answer must not depend on them."""
+        again = self.answers(runner, program, self.reference.samples[:1])
+        return changed(first[0][:1], again)
+
+
+class _First:
+    """A runner that remembers the first call, to ask it again after all others."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner, self.name = runner, runner.name
+        self.call: Tensors = {}
+        self.answer: Tensors = {}
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        answer = self.runner(inputs)
+        if not self.call:
+            self.call = inputs
+            self.answer = {name: np.array(array) for name, array in answer.items()}
+        return answer
+
+    def again(self) -> Tensors:
+        """Answer the first call once more."""
+        return self.runner(self.call)
+
+
+def changed(first: Sequence[Tensors], again: Sequence[Tensors]) -> Faults:
+    """Say which outputs differ between two runs of the same calls; to the bit, as it is one
+    program on one machine."""
+    return tuple(
+        f"{name}: another answer to the same call, asked again after the others"
+        for a, b in zip(first, again, strict=True)
+        for name in a
+        if not np.array_equal(a[name], b[name], equal_nan=a[name].dtype.kind in "fc")
+    )
