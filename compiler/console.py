@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from npuc.errors import NpucError, OutputError
+from npuc.text import harmless
 
 if TYPE_CHECKING:
     from npuc.progress import Progress
@@ -30,11 +31,6 @@ def out(text: str) -> None:
             raise
         _discard_stdout()
         raise OutputError(f"cannot write to standard output: {error.strerror}") from error
-
-
-def harmless(text: str) -> str:
-    """Spell out control characters: names in a stranger's file must not steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def json_out(data: Any) -> None:

@@ -37,3 +37,8 @@ def size(count: int) -> str:
     while number >= 999.95 and unit < len(_UNITS) - 1:
         number, unit = number / 1000, unit + 1
     return f"{number:.1f} {_UNITS[unit]}"
+
+
+def harmless(text: str) -> str:
+    """Spell out control characters: names in a stranger's file must not steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

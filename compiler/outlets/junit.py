@@ -4,14 +4,11 @@ One testsuite per model, one testcase per target. The dialect is Jenkins', which
 subsets of: a testcase has no properties, so they are the suite's, named after the target.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from xml.sax.saxutils import escape, quoteattr
 
 from npuc.outlets.entry import Entry
-
-_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 has no spelling for, not even as a reference (its section 2.2, Char)."""
+from npuc.text import harmless
 
 _TAGS = {"failed": "failure", "undecided": "failure", "error": "error"}
 
@@ -88,14 +85,10 @@ def _verdict(entry: Entry) -> str:
 
 
 def _clean(words: str) -> str:
-    """Escape text; characters that XML cannot hold are spelled out as Python would."""
-    return escape(_spelled(words), {"\r": "&#13;"})
+    """Escape text. Characters that XML cannot hold, even as references, are not printable."""
+    return escape(harmless(words))
 
 
 def _quoted(words: str) -> str:
     """Return an attribute in quotes, on one line."""
-    return quoteattr(_spelled(words), {"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"})
-
-
-def _spelled(words: str) -> str:
-    return _FORBIDDEN.sub(lambda found: ascii(found[0])[1:-1], words)
+    return quoteattr(harmless(words), {"\n": "&#10;"})

@@ -11,7 +11,7 @@ from importlib.resources import files
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from npuc.layers.measure import Layers
+from npuc.layers.found import Layers
 from npuc.report import SCHEMA, Report
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
