@@ -11,19 +11,19 @@ The sum holds for a device that runs one layer after the other.
 Source of the model: Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil, prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
-
-from npuc.partition import on_host
-from npuc.passes.graphs import constant, label
-from npuc.passes.round_floats import PRODUCTS
 from npuc.profile import FLOAT8, Fact, Profile
 from npuc.program import Program
 from npuc.text import section, size
+
+if TYPE_CHECKING:  # reports hold estimates, and are read where no model is
+    import onnx_ir as ir
 
 ASSUMPTIONS = (
     "every rate is the vendor's peak",
@@ -121,6 +121,9 @@ def estimate(program: Program, profile: Profile, precision: str) -> Estimate:
     Where weights alone are coded they count their bits, without scales; everything else counts at
     the float rate and width.
     """
+    from npuc.partition import on_host
+    from npuc.passes.graphs import label
+
     rates = _Rates.of(profile, precision)
     nodes = [node for node in program.model.graph if node.op_type not in FREE]
     here = [node for node in nodes if not on_host(node)]
@@ -164,7 +167,9 @@ class _Rates:
     missing: tuple[str, ...]
 
     @classmethod
-    def of(cls, profile: Profile, precision: str) -> "_Rates":
+    def of(cls, profile: Profile, precision: str) -> _Rates:
+        from npuc.passes.round_floats import PRODUCTS
+
         scheme, weights = profile.scheme(precision), profile.weight_scheme(precision)
         short = precision in FLOAT8
         whole = scheme is not None and scheme.whole
@@ -208,6 +213,8 @@ class _Rates:
 
 def _work(node: ir.Node, rates: _Rates) -> tuple[int, int, int]:
     """Return (operations, bytes of weights, bytes of activations) of one node."""
+    from npuc.passes.graphs import constant
+
     coded = node.op_type in rates.coded_ops
     bits = rates.data_bits if coded else 8 * rates.width
     weights = activations = 0

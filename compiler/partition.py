@@ -1,12 +1,16 @@
 """Cut a model into the parts that run on the device and those that run on the host."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from npuc.errors import UnsupportedError, UsageError
+
+if TYPE_CHECKING:  # reports hold crossings, and are read where no model is
+    import onnx_ir as ir
 
 PLACE = "npuc.place"
 """Metadata key of a node that stays on the host; its value is the reason."""
@@ -177,6 +181,8 @@ def _groups(
 
 def reads(node: ir.Node) -> Iterator[ir.Value]:
     """Yield every value of the main graph that a node reads, also inside its bodies."""
+    import onnx_ir as ir
+
     yield from (v for v in node.inputs if v is not None)
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
@@ -192,6 +198,8 @@ def extract(
     model: ir.Model, nodes: list[ir.Node], groups: list[tuple[str, list[ir.Node]]]
 ) -> ir.Model:
     """Return a model of some nodes."""
+    import onnx_ir as ir
+
     inside = set(nodes)
     made = {v for node in nodes for v in node.outputs}
     read = {v: None for node in nodes for v in reads(node)}

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from npuc.floors import Floor
 from npuc.held import Demand
 from npuc.metrics import Difference
+
+if TYPE_CHECKING:  # reports hold bars, and are read where no model is
+    from npuc.floors import Floor
 
 NOISE_FACTOR = 8.0
 """Two float32 programs that compute the same function each lie about one noise floor from the
@@ -100,7 +103,7 @@ class Policy:
         """
         return float(1 - 10 ** (-self.sqnr_db / 10))
 
-    def noise(self, floor: Mapping[str, Floor]) -> Bar:
+    def noise(self, floor: "Mapping[str, Floor]") -> Bar:
         """Return the bar for steps that should change nothing: the original's own rounding."""
         eps = float(np.finfo(np.float32).eps)
         limits = {n: self.noise_factor * max(f.max_abs, eps * f.peak) for n, f in floor.items()}
@@ -123,7 +126,7 @@ class Policy:
         )
 
     def lowering(
-        self, rounded: Iterable[Difference], floor: Mapping[str, Floor], floats: bool = False
+        self, rounded: Iterable[Difference], floor: "Mapping[str, Floor]", floats: bool = False
     ) -> Bar:
         """Return the bar for lowering a rounded program, given its own distance from the original.
 
@@ -143,7 +146,7 @@ class Policy:
             equal=self.equal,
         )
 
-    def kept(self, rounded: Iterable[Difference], floor: Mapping[str, Floor]) -> Bar:
+    def kept(self, rounded: Iterable[Difference], floor: "Mapping[str, Floor]") -> Bar:
         """Return the bar for the artifact's own error, given that of the program it comes from."""
         noise = self.noise(floor).max_abs
         so_far = {d.output: d for d in rounded}
@@ -153,6 +156,6 @@ class Policy:
         )
 
 
-def _still(floor: Mapping[str, Floor]) -> frozenset[str]:
+def _still(floor: "Mapping[str, Floor]") -> frozenset[str]:
     """Name the outputs that rounding does not move: integers among them have no noise at all."""
     return frozenset(name for name, found in floor.items() if found.max_abs == 0)

@@ -6,32 +6,9 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from npuc.layers.found import Coded as Coded
 from npuc.layers.side_by_side import Attached, SideBySide
 from npuc.passes.graphs import constant
-
-
-@dataclass(frozen=True, slots=True)
-class Coded:
-    """A coded tensor: the reals its codes reach, what one code is worth, and what was seen.
-
-    `clipped` is the share of values that lie more than half a step beyond the codes. A step of 0
-    stands for codes that are floats themselves.
-    """
-
-    tensor: str
-    low: float
-    high: float
-    step: float
-    seen_low: float
-    seen_high: float
-    clipped: float
-
-    @property
-    def used(self) -> float:
-        """The share of the codes' span that was seen in use."""
-        span = self.high - self.low
-        inside = min(self.seen_high, self.high) - max(self.seen_low, self.low)
-        return max(inside, 0.0) / span if span > 0 else 1.0
 
 
 @dataclass(frozen=True)

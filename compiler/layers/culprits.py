@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from npuc.layers.codings import Coded
+from npuc.layers.found import BINS as BINS
+from npuc.layers.found import WIDE, Coded
+from npuc.layers.found import Culprit as Culprit
+from npuc.layers.found import Histogram as Histogram
 from npuc.layers.side_by_side import Attached, SideBySide, fits, has_body, least
 from npuc.passes.graphs import constant, initializer
 from npuc.passes.qdq.results import carries
@@ -16,49 +19,11 @@ from npuc.passes.quantize import MASK
 from npuc.program import Program, Tensors
 
 Array = np.ndarray[Any, Any]
-BINS = 64
 
 RESTORED = 5
 """Layers that are put back into float one by one, each for a run of the whole model."""
 
-WIDE = 4.0
-"""A channel is wide where its peak is so many times that of the median channel: two bits."""
-
 _IMAGES = frozenset({"Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization"})
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """Counts of a tensor's values in `BINS` equal bins over [low, high], which holds them all.
-
-    `channels` are along axis 1 for convolutions, else along the last; `wide` counts those that
-    reach `WIDE` times as far as the median channel, and `ratio` says how far the widest does
-    (0 where the median is 0 or there are no channels).
-    """
-
-    tensor: str
-    low: float
-    high: float
-    counts: tuple[int, ...]
-    channels: int
-    wide: int
-    ratio: float
-
-
-@dataclass(frozen=True, slots=True)
-class Culprit:
-    """One of the layers where most is born; SQNRs are in dB.
-
-    `weights` is the layer's error with its weights coded alone, `inputs` with its inputs alone;
-    None where it has no such, or is another operator than in the float program. `restored` is the
-    SQNR of the model's worst output where this layer alone reads floats, None where not tried.
-    """
-
-    tensor: str
-    weights: float | None
-    inputs: float | None
-    restored: float | None
-    histograms: tuple[Histogram, ...]
 
 
 @dataclass(frozen=True)

@@ -11,77 +11,20 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from npuc import source_lines
-from npuc.layers.codings import Coded, Coding, find
-from npuc.layers.culprits import Culprit, examine
+from npuc.layers.codings import Coding, find
+from npuc.layers.culprits import examine
+from npuc.layers.found import FLOATS as FLOATS
+from npuc.layers.found import Coded
+from npuc.layers.found import Layer as Layer
+from npuc.layers.found import Layers as Layers
 from npuc.layers.side_by_side import FLOAT, Attached, SideBySide, Totals, least, ranked
 from npuc.program import Program, Tensors
 
 CALLS = 8
 """Calls that are measured: a layer's error hardly differs from sample to sample."""
 
-FLOATS = "none"
-"""The observer of precisions that code weights, or factors as 8-bit floats, without zero points."""
-
 WORST = 8
 """Layers whose ranges and histograms are looked into."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One tensor of the float program and what it lost, as SQNR in dB over all calls.
-
-    `accumulated` is of the quantized program; `device` of what the device computes, None where it
-    never has this tensor; `born` is None where nothing can be lost: nothing about its operator was
-    quantized. Infinite where nothing differs, NaN where the quantized program has NaN or Inf and
-    the float program has not. `reads` names the tensors whose codes the operator computes on.
-    """
-
-    tensor: str
-    node: str
-    op: str
-    source: str
-    module: str
-    accumulated: float
-    born: float | None
-    device: float | None = None
-    reads: tuple[str, ...] = ()
-    output: bool = False
-
-    @property
-    def title(self) -> str:
-        """What people see: the operator and the node's name, or the tensor's where it has none."""
-        return f"{self.op} {(self.node or self.tensor)!r}"
-
-    @property
-    def place(self) -> str:
-        """Where in the user's model it comes from: ``net.py:31 features.3``, or ""."""
-        return " ".join(filter(None, (self.source, self.module)))
-
-
-@dataclass(frozen=True, slots=True)
-class Layers:
-    """All tensors in graph order, the coded ones by name, and the layers where most is born.
-
-    `output` is the SQNR in dB of the worst of the model's outputs in the quantized program.
-    `observer` is how ranges were found: `FLOATS` where no range matters, "" where none was coded.
-    """
-
-    layers: tuple[Layer, ...]
-    coded: Mapping[str, Coded]
-    worst: tuple[Culprit, ...]
-    output: float
-    calls: int
-    observer: str = ""
-
-    @property
-    def quantized(self) -> tuple[Layer, ...]:
-        """Layers where something can be born."""
-        return tuple(layer for layer in self.layers if layer.born is not None)
-
-    def find(self, tensor: str) -> Layer:
-        """Return the layer that makes a tensor; raises `KeyError`."""
-        found = {layer.tensor: layer for layer in self.layers}
-        return found[tensor]
 
 
 @dataclass

@@ -5,9 +5,7 @@ import shlex
 import textwrap
 from collections.abc import Sequence
 
-from npuc.layers.codings import Coded
-from npuc.layers.culprits import Culprit, Histogram
-from npuc.layers.measure import FLOATS, Layer, Layers
+from npuc.layers.found import FLOATS, Coded, Culprit, Histogram, Layer, Layers
 
 CLIPPED = 1e-3
 """The share of values beyond the codes from which clipping is named as a reason."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from npuc.mixed.prices import Layer
+from npuc.text import size
 
 SHOWN = 20
 """Exceptions that a text lists; JSON has all of them."""
@@ -17,6 +17,51 @@ _WHY: Mapping[End, str] = {
     "interrupted": "the search was interrupted",
     "going on": "written while the search was going on",
 }
+
+
+LEAST = 1e-4
+"""The least share a layer costs: one that computes next to nothing is an exception all the same,
+and among layers that cost nothing the one that gains most must come first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A quantized node that could stay in float.
+
+    `operations` are multiply-adds counted twice, as `npuc.estimate` counts. `share` is what float
+    costs: of the estimated time of the int8 model where `timed`, else of its operations. `crossing`
+    is what crosses between device and host in one call, in bytes, where float means the host; it
+    counts as the share `moved` of all values that the layers read and make.
+    """
+
+    node: str
+    op: str
+    module: str
+    line: str
+    operations: int
+    share: float
+    timed: bool
+    crossing: int = 0
+    moved: float = 0.0
+
+    @property
+    def cost(self) -> float:
+        """What the search adds up."""
+        return max(self.share + self.moved, LEAST)
+
+    @property
+    def title(self) -> str:
+        """Name it as in the user's model, as far as that is known."""
+        about = [f"{self.op} {self.node}", *([self.line] if self.line else [])]
+        return f"{self.module} ({', '.join(about)})" if self.module else ", ".join(about)
+
+    @property
+    def price(self) -> str:
+        """Say what float costs."""
+        share = f"{self.share:.1%}" if self.share >= 0.0005 else "<0.1%"
+        if self.crossing:
+            return f"{share} of the work and {size(self.crossing)} to cross per call"
+        return f"+{share} estimated time" if self.timed else f"{share} of the work"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
 """Price what a layer costs where it computes in more than 8 bits."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from math import prod
 
 import onnx_ir as ir
 
 from npuc.estimate import Estimate, estimate
+from npuc.mixed.outcome import Layer as Layer
 from npuc.passes.graphs import constant, infer_types, label
 from npuc.passes.qdq.results import absorbed, listed
 from npuc.passes.qdq.sites import dequantized
@@ -14,54 +14,9 @@ from npuc.profile import IntScheme, Profile
 from npuc.program import Program
 from npuc.quantization.hosting import without_floats
 from npuc.source_lines import line, module, restore
-from npuc.text import size
 
 FORMS: Mapping[str, str] = {"e8m7": "bf16", "e5m10": "fp16"}
 """What people call float formats."""
-
-LEAST = 1e-4
-"""The least share a layer costs: one that computes next to nothing is an exception all the same,
-and among layers that cost nothing the one that gains most must come first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A quantized node that could stay in float.
-
-    `operations` are multiply-adds counted twice, as `npuc.estimate` counts. `share` is what float
-    costs: of the estimated time of the int8 model where `timed`, else of its operations. `crossing`
-    is what crosses between device and host in one call, in bytes, where float means the host; it
-    counts as the share `moved` of all values that the layers read and make.
-    """
-
-    node: str
-    op: str
-    module: str
-    line: str
-    operations: int
-    share: float
-    timed: bool
-    crossing: int = 0
-    moved: float = 0.0
-
-    @property
-    def cost(self) -> float:
-        """What the search adds up."""
-        return max(self.share + self.moved, LEAST)
-
-    @property
-    def title(self) -> str:
-        """Name it as in the user's model, as far as that is known."""
-        about = [f"{self.op} {self.node}", *([self.line] if self.line else [])]
-        return f"{self.module} ({', '.join(about)})" if self.module else ", ".join(about)
-
-    @property
-    def price(self) -> str:
-        """Say what float costs."""
-        share = f"{self.share:.1%}" if self.share >= 0.0005 else "<0.1%"
-        if self.crossing:
-            return f"{share} of the work and {size(self.crossing)} to cross per call"
-        return f"+{share} estimated time" if self.timed else f"{share} of the work"
 
 
 def form(profile: Profile) -> str:
