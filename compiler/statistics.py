@@ -134,27 +134,33 @@ def corpus_drop_at_most(
         raise UsageError("no samples to score")
     width = span[1] - span[0]
     _check("bar", bar, -width, width)
-    everything = np.arange(n)
-    reference, candidate = score(everything)
+    reference, candidate = score(np.arange(n))
     drop = reference - candidate
     if n < 2:
         return Verdict("undecided", -width, width, drop, n, FEW - n)
-    # Of three times as many groups as the rule of three asks for, an unseen one fits in the bar.
-    count = min(n, max(GROUPS, math.ceil(9 / abs(bar)) if bar else 0))
-    group = np.random.default_rng(0).permutation(n) % count
-    left = np.empty(count)
-    for g in range(count):
-        reference, candidate = score(everything[group != g])
-        left[g] = reference - candidate
-    if not np.isfinite([drop, *left]).all():
-        raise UsageError("the metric is NaN or infinite on these samples, or without one of them")
-    pseudo = drop + (count - 1) * (left.mean() - left)
+    pseudo = _pseudo_values(score, n, drop, bar)
+    count = pseudo.size
     ends = min(-width, float(pseudo.min())), max(width, float(pseudo.max()))
     found = _Values.of(pseudo, *ends).at_most(bar, confidence)
     needed = _round_up(found.needed * n / count)
     if n < FEW:
         return replace(found, state="undecided", samples=n, needed=max(needed, FEW - n))
     return replace(found, samples=n, needed=needed)
+
+
+def _pseudo_values(score: CorpusScore, n: int, drop: float, bar: float) -> Array:
+    """Return what each sample, or group of samples, makes of the drop; their mean is the drop."""
+    # Three times as many groups as the rule of three asks for: an unseen one fits in the bar.
+    count = min(n, max(GROUPS, math.ceil(9 / abs(bar)) if bar else 0))
+    group = np.random.default_rng(0).permutation(n) % count
+    left = np.empty(count)
+    for g in range(count):
+        reference, candidate = score(np.flatnonzero(group != g))
+        left[g] = reference - candidate
+    if not np.isfinite([drop, *left]).all():
+        raise UsageError("the metric is NaN or infinite on these samples, or without one of them")
+    pseudo: Array = drop + (count - 1) * (left.mean() - left)
+    return pseudo
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,15 +193,22 @@ class _Values:
     def at_most(self, bar: float, confidence: float) -> Verdict:
         """Decide whether the true mean is at most `bar`."""
         _check("confidence", confidence, 0.5, 1)
-        alpha, n, mean = 1 - confidence, int(self.counts.sum()), self.mean
+        alpha, mean = 1 - confidence, self.mean
         high, low = self.bound(alpha), -self.mirrored.bound(alpha)
+        state, needed = self.state(bar, alpha), 0.0
+        if state == "undecided":
+            side, limit = (self, bar) if mean < bar else (self.mirrored, -bar)
+            needed = side.needed(limit, alpha) if mean != bar else math.inf
+        return Verdict(state, low, high, mean, int(self.counts.sum()), needed)
+
+    def state(self, bar: float, alpha: float) -> State:
+        """Return the decision alone: on which side of the bar the whole interval lies."""
         if self.above(bar) <= alpha:
-            return Verdict("ok", low, high, mean, n)
-        if self.mirrored.above(-bar) <= alpha and low > bar:  # at an end, `above` is 0 at the bar
-            return Verdict("failed", low, high, mean, n)
-        side = self if mean < bar else self.mirrored
-        needed = side.needed(bar if mean < bar else -bar, alpha) if mean != bar else math.inf
-        return Verdict("undecided", low, high, mean, n, needed)
+            return "ok"
+        # At a bar on the low end nothing can lie below: there, the mean alone tells.
+        if self.mean > bar and self.mirrored.above(-bar) <= alpha:
+            return "failed"
+        return "undecided"
 
     def above(self, bar: float, times: float = 1.0) -> float:
         """Return the probability that the weighted mean with one more value at `high` is > bar.
@@ -215,13 +228,26 @@ class _Values:
                 low = middle
         return high
 
+    def shifted(self, by: float) -> "_Values":
+        """Tilt the counts exponentially until the mean is `by` more: an unlucky draw of these."""
+        if by == 0:
+            return self
+        width = self.high - self.low
+        low, high = 0.0, 700.0  # beyond which exp overflows: everything is at the largest value
+        for _ in range(40):
+            tilt = (low + high) / 2
+            counts = self.counts * np.exp(tilt * (self.values - self.values[-1]) / width)
+            found = replace(self, counts=counts * (self.counts.sum() / counts.sum()))
+            low, high = (tilt, high) if found.mean < self.mean + by else (low, tilt)
+        return found
+
     def needed(self, bar: float, alpha: float) -> float:
         """Return how many more samples bring the bound below the bar, nine times of ten."""
         n = float(self.counts.sum())
 
         def decides(count: float) -> bool:
-            allowed = bar - POWER_Z * self.deviation / math.sqrt(count)
-            return allowed > self.mean and self.above(allowed, count / n) <= alpha
+            worse = self.shifted(POWER_Z * self.deviation / math.sqrt(count))
+            return worse.mean < bar and worse.above(bar, count / n) <= alpha
 
         enough = n
         while not decides(enough):
