@@ -5,19 +5,21 @@ run of the same model on the same inputs: how far rounding alone moves it. Where
 is possible it is estimated by moving inputs and weights by one unit in the last place.
 """
 
+import hashlib
 import platform
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npuc import floors
+from npuc import floors, inner
 from npuc.errors import ExportError, ParityError
-from npuc.floors import Floor
+from npuc.floors import Floor, Noise
 from npuc.inputs import random
-from npuc.program import Program, Tensors
+from npuc.jsonable import canonical, plain
+from npuc.program import Port, Program, Tensors
+from npuc.switches import environment, grain
 
 if TYPE_CHECKING:
     import torch
@@ -25,16 +27,34 @@ if TYPE_CHECKING:
     from npuc.capture import Captured
     from npuc.load import Loaded
 
-__all__ = ["Floor", "Reference", "check", "from_module", "from_program", "of", "record", "run"]
+__all__ = [
+    "Floor",
+    "Noise",
+    "Reference",
+    "check",
+    "from_module",
+    "from_program",
+    "identified",
+    "of",
+    "record",
+    "run",
+]
+
+REPEATS = (1, 3)
+"""Runs after the first, on a CPU and on a GPU, where the order of sums changes from run to run: of
+four runs the chance that all fall on one side of the middle is an eighth."""
 
 
 @dataclass(frozen=True)
 class Reference:
     """The original's answers. `samples[i]` gave `outputs[i]`; names are those of the program.
 
-    `floor` is per output over all samples. `fingerprint` says where and how it was computed;
-    `fingerprint["inputs"]` says what the samples are: "recorded", "given" or "random inputs".
-    `calibration` are inputs without answers. `axes` names dynamic axes: input → axis → name.
+    `floor` is per output over all samples; `noise` says which part of it is rounding and which is
+    run-to-run spread (None where that was not kept apart). `fingerprint` says where and how it was
+    computed; `fingerprint["inputs"]` says what the samples are: "recorded", "given" or "random
+    inputs". `calibration` are inputs without answers. `axes` names dynamic axes: input → axis →
+    name. `intermediates[i]` is what chosen modules returned in call i, of the first calls; `inner`
+    is their noise.
     """
 
     samples: tuple[Tensors, ...]
@@ -43,6 +63,14 @@ class Reference:
     fingerprint: Mapping[str, Any]
     calibration: tuple[Tensors, ...] = ()
     axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    noise: Noise | None = None
+    intermediates: tuple[Tensors, ...] = ()
+    inner: Noise | None = None
+
+    @property
+    def id(self) -> str:
+        """The SHA-256 of the reference as it was recorded (`identified`)."""
+        return str(self.fingerprint.get("id") or identified(self).fingerprint["id"])
 
 
 def of(
@@ -83,28 +111,82 @@ def from_module(
 
 
 def record(
-    captured: "Captured", samples: tuple[Tensors, ...], calibration: tuple[Tensors, ...], what: str
+    captured: "Captured",
+    samples: tuple[Tensors, ...],
+    calibration: tuple[Tensors, ...],
+    what: str,
+    names: Sequence[str] = (),
+    **about: Any,
 ) -> Reference:
-    """Run the captured model's native module on `samples`, twice, and once in float64."""
-    import torch
+    """Run the captured model's native module on `samples`, again, and once in float64.
 
-    outputs = tuple(run(captured, s) for s in samples)
-    again = tuple(run(captured, s) for s in samples)
-    jitter = floors.distance(outputs, again)
-    device = _device(captured.native)
-    _refuse_random(jitter, device)
-    floor, how = floors.of_module(captured, samples, outputs)
-    floor = {name: floors.largest(floor[name], jitter[name]) for name in floor}
-    print_of = {
+    `names` are modules whose results are kept too; `about` goes into the fingerprint.
+    """
+    inner.check(captured.native, names)
+    device = device_of(captured.native)
+    runs, spread, within = _repeated(captured, samples, names, device)
+    outputs = tuple(outputs for outputs, _ in runs)
+    _refuse_random(spread, device, grain(device, _dtypes(captured.native)))
+    rounding, deep, how = floors.of_module(captured, samples, runs, names)
+    noise = Noise(rounding, spread)
+    fingerprint = {
         **environment(device),
         "inputs": what,
         "noise_floor": how,
-        "dtype": sorted({str(p.dtype) for p in captured.native.state_dict().values()}),
+        "runs": 1 + REPEATS[device.type == "cuda"],
+        "dtype": sorted(map(str, _dtypes(captured.native))),
         "sha256_weights": floors.digest(captured.native.state_dict()),
+        "sha256_program": _program(captured),
         "sha256_inputs": floors.digest(samples),
-        "torch": torch.__version__,
+        "sha256_outputs": floors.digest(outputs),
+        **about,
     }
-    return Reference(samples, outputs, floor, print_of, calibration, captured.axes)
+    return identified(
+        Reference(
+            samples, outputs, noise.floor, fingerprint, calibration, captured.axes, noise,
+            tuple(floors.inside(runs)), Noise(deep, within) if names else None,
+        )
+    )  # fmt: skip
+
+
+def _repeated(
+    captured: "Captured", samples: Sequence[Tensors], names: Sequence[str], device: "torch.device"
+) -> tuple[floors.Runs, dict[str, Floor], dict[str, Floor]]:
+    """Answer all samples, then again: the answers, and how far the others are from them."""
+
+    def answered() -> floors.Runs:
+        return [_observed(captured, s, floors.wanted(i, names)) for i, s in enumerate(samples)]
+
+    first = answered()
+    spread: dict[str, Floor] = {}
+    within: dict[str, Floor] = {}
+    for _ in range(REPEATS[device.type == "cuda"]):
+        again = answered()
+        outputs = floors.distance([r[0] for r in first], [r[0] for r in again])
+        spread = floors.wider(spread, outputs)
+        within = floors.wider(within, floors.within(first, again))
+    return first, spread, within
+
+
+def _observed(
+    captured: "Captured", sample: Tensors, names: Sequence[str]
+) -> tuple[Tensors, Tensors]:
+    with inner.tapped(captured.native, names) as seen:
+        return run(captured, sample), seen
+
+
+def _dtypes(module: "torch.nn.Module") -> "set[torch.dtype]":
+    return {tensor.dtype for tensor in module.state_dict().values()}
+
+
+def _program(captured: "Captured") -> str:
+    """Return the SHA-256 of what is computed: the exported graph, and constants in its code."""
+    import torch
+
+    graph = str(captured.program.graph).encode()
+    constants = captured.program.constants
+    tensors = {k: v for k, v in constants.items() if isinstance(v, torch.Tensor)}
+    return hashlib.sha256(graph + floors.digest(tensors).encode()).hexdigest()
 
 
 def run(captured: "Captured", sample: Tensors) -> dict[str, np.ndarray[Any, Any]]:
@@ -113,19 +195,22 @@ def run(captured: "Captured", sample: Tensors) -> dict[str, np.ndarray[Any, Any]
     from torch.utils import _pytree as pytree
 
     args, kwargs = captured.signature.call(sample)
-    device = _device(captured.native)
+    device = device_of(captured.native)
     args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), (args, kwargs))
     with torch.no_grad():
         return captured.signature.results(captured.native(*args, **kwargs))
 
 
 def from_program(
-    program: Program, samples: Sequence[Tensors] = (), calibration: Sequence[Tensors] = ()
+    program: Program,
+    samples: Sequence[Tensors] = (),
+    calibration: Sequence[Tensors] = (),
+    what: str = "given",
 ) -> Reference:
     """Take an ONNX model's own answers under ONNX Runtime; the floor is by perturbation."""
     from npuc.runners import OnnxRunner
 
-    what = "given" if samples else "random inputs"
+    what = what if samples else "random inputs"
     samples = tuple(samples) or random(program.inputs, 4)
     runner = OnnxRunner(program)
     outputs = tuple(runner(s) for s in samples)
@@ -138,48 +223,20 @@ def from_program(
         "python": platform.python_version(),
         "onnxruntime": onnxruntime.__version__,
         "inputs": what,
+        "runs": 2,
         "noise_floor": "one-ulp perturbation of inputs and weights, 4 draws",
         "sha256_inputs": floors.digest(samples),
+        "sha256_outputs": floors.digest(outputs),
     }
-    return Reference(samples, outputs, floor, fingerprint, tuple(calibration) or samples)
+    noise = Noise(floor, floors.distance(outputs, tuple(runner(s) for s in samples)))
+    return identified(
+        Reference(
+            samples, outputs, noise.floor, fingerprint, tuple(calibration) or samples, noise=noise
+        )
+    )
 
 
-def environment(device: "torch.device") -> dict[str, Any]:
-    """Say how torch computes here: versions, device and every switch that changes numbers."""
-    import torch
-
-    cuda = device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(device) if cuda else device.type,
-        "cuda": torch.version.cuda if cuda else None,
-        "cudnn": torch.backends.cudnn.version() if cuda else None,  # type: ignore[no-untyped-call]
-        "driver": _driver(cuda),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
-        "tf32_cudnn": torch.backends.cudnn.allow_tf32,
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        "autocast": str(torch.get_autocast_dtype(device.type))
-        if torch.is_autocast_enabled(device.type)
-        else None,
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "python": sys.version.split()[0],
-    }
-
-
-def _driver(cuda: bool) -> str | None:
-    """The NVIDIA driver's version, from the kernel module where it is exposed."""
-    if not cuda:
-        return None
-    from pathlib import Path
-
-    place = Path("/sys/module/nvidia/version")
-    return place.read_text().strip() if place.is_file() else "unknown"
-
-
-def _device(module: "torch.nn.Module") -> "torch.device":
+def device_of(module: "torch.nn.Module") -> "torch.device":
     import torch
 
     for tensor in (*module.parameters(), *module.buffers()):
@@ -187,11 +244,12 @@ def _device(module: "torch.nn.Module") -> "torch.device":
     return torch.device("cpu")
 
 
-def _refuse_random(jitter: Mapping[str, Floor], device: "torch.device") -> None:
-    # A CPU repeats itself bit for bit. On a GPU, sums in another order move an output by
-    # rounding, far below a thousandth of its peak; random operators move it by its own size.
-    share = 0.0 if device.type == "cpu" else 1e-3
-    wild = [f"{n}: differs by {f.max_abs:.3g} (peak {f.peak:.3g})" for n, f in jitter.items()
+def _refuse_random(spread: Mapping[str, Floor], device: "torch.device", step: float) -> None:
+    # A CPU repeats itself bit for bit. On a GPU, sums in another order move an output by a few
+    # roundings: far below a thousandth of its peak, more where values are rounded to `step` of
+    # themselves (bfloat16: 2^-7). Random operators move it by its own size.
+    share = 0.0 if device.type == "cpu" else max(1e-3, 8 * step)
+    wild = [f"{n}: differs by {f.max_abs:.3g} (peak {f.peak:.3g})" for n, f in spread.items()
             if not f.max_abs <= share * f.peak]  # fmt: skip
     if wild:
         raise ExportError(
@@ -200,13 +258,72 @@ def _refuse_random(jitter: Mapping[str, Floor], device: "torch.device") -> None:
         )
 
 
-def check(reference: Reference, program: Program) -> None:
-    """Raise `ParityError` where names of a recorded reference and a program differ."""
-    for side, names, ports in (
-        ("inputs", reference.samples[0], program.inputs),
-        ("outputs", reference.outputs[0], program.outputs),
-    ):
-        if set(names) != {p.name for p in ports}:
-            raise ParityError(
-                f"the reference has {side} {sorted(names)}, the program {[p.name for p in ports]}"
+def identified(reference: Reference) -> Reference:
+    """Return the reference with its id in the fingerprint: SHA-256 over all that it holds.
+
+    Inputs, answers, intermediates and calibration by name, type, shape and value; noise, axes and
+    fingerprint (less the id itself). Equal content has equal ids, in whichever file it lies.
+    """
+    about = {k: v for k, v in reference.fingerprint.items() if k != "id"}
+    inside = reference.inner
+    content = {
+        "inputs": list(reference.samples[0]),
+        "outputs": list(reference.outputs[0]),
+        "samples": len(reference.samples),
+        "floor": reference.floor,
+        "noise": reference.noise,
+        "inner": inside,
+        "axes": {n: {str(a): d for a, d in axes.items()} for n, axes in reference.axes.items()},
+        "fingerprint": about,
+        "sha256": [
+            floors.digest(calls)
+            for calls in (
+                reference.samples, reference.outputs, reference.calibration,
+                reference.intermediates,
             )
+        ],
+    }  # fmt: skip
+    found = hashlib.sha256(canonical(plain(content))).hexdigest()
+    return replace(reference, fingerprint={**about, "id": found})
+
+
+def check(reference: Reference, program: Program) -> None:
+    """Raise `ParityError` listing every name, rank and size that a reference and a program differ
+    in, and every type of input.
+
+    A dynamic dimension takes any size; whether its sizes fit together is for the run to say.
+    """
+    faults: list[str] = []
+    for what, calls, ports in (
+        ("input", reference.samples, program.inputs),
+        ("output", reference.outputs, program.outputs),
+    ):
+        known = {port.name: port for port in ports}
+        names = dict.fromkeys(name for call in calls for name in call)
+        faults += [f"the reference has no {what} {name!r}" for name in known if name not in names]
+        faults += [f"the program has no {what} {name!r}" for name in names if name not in known]
+        for name, port in known.items():
+            arrays = [call[name] for call in calls if name in call]
+            stated = what == "input" or port.shape  # ONNX may leave an output's shape open
+            shapes = {a.shape for a in arrays if stated and not _shaped(a, port)}
+            faults += [f"{what} {name} is {_size(s)}, the program's is {port}" for s in shapes]
+            kinds = {a.dtype.name for a in arrays} - {port.dtype}
+            if what == "input":
+                faults += [f"input {name} is {k}, the program's is {port.dtype}" for k in kinds]
+    if faults:
+        raise ParityError(
+            "the reference does not belong to this program:\n  " + "\n  ".join(faults),
+            hint="record it from the model that was compiled: npuc record MODEL --inputs X.npz "
+            "--reference FILE",
+        )
+
+
+def _shaped(array: np.ndarray[Any, Any], port: Port) -> bool:
+    return array.ndim == len(port.shape) and all(
+        isinstance(want, str) or want == got
+        for want, got in zip(port.shape, array.shape, strict=True)
+    )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"

@@ -58,25 +58,82 @@ def largest(first: Floor, second: Floor) -> Floor:
     )
 
 
+@dataclass(frozen=True)
+class Noise:
+    """Where a reference's noise comes from, per tensor.
+
+    `rounding` is the distance of the recorded answer from the float64 run, `spread` that of
+    further runs on the same device from the recorded one: 0 where it repeats itself bit for bit.
+    """
+
+    rounding: Mapping[str, Floor]
+    spread: Mapping[str, Floor]
+
+    @property
+    def floor(self) -> dict[str, Floor]:
+        """The larger of both, which bars are multiples of."""
+        return {name: largest(self.rounding[name], self.spread[name]) for name in self.rounding}
+
+
+Runs = Sequence[tuple[Tensors, Tensors]]
+"""Per call its outputs, and the values inside the model (empty for calls beyond `KEPT`)."""
+
+KEPT = 4
+"""Calls whose inner values are kept: they say where an error is born, not how often."""
+
+FLOAT64 = "float64 run of the same model"
+"""How a floor was found that is measured, not estimated."""
+
+
+def wider(first: Mapping[str, Floor], second: Mapping[str, Floor]) -> dict[str, Floor]:
+    """Combine the floors of several outputs."""
+    return {n: largest(first[n], f) if n in first else f for n, f in second.items()}
+
+
 def of_module(
-    captured: "Captured", samples: Sequence[Tensors], outputs: Sequence[Tensors]
-) -> tuple[dict[str, Floor], str]:
-    """Return the floor and how it was found: a float64 run, else perturbation."""
+    captured: "Captured", samples: Sequence[Tensors], runs: Runs, names: Sequence[str] = ()
+) -> tuple[dict[str, Floor], dict[str, Floor], str]:
+    """Return the floors of outputs and of the modules `names`, and how they were found.
+
+    By a float64 run, else by perturbation. Both are run without autocast and without TF32, so
+    that what these lose is part of the distance.
+    """
     try:
         with quiet():  # copying a captured graph warns about torch's own internals
             module = _double(captured.native)
-        exact = [_run_double(module, captured, s) for s in samples]
+        exact = [_run_double(module, captured, s, wanted(i, names)) for i, s in enumerate(samples)]
     except Exception as error:  # an operator without a double kernel, or dtypes fixed in code
         reason = str(error).strip().splitlines()[0][:120] if str(error) else type(error).__name__
-        runs = [[_run_nudged(captured, s, draw) for s in samples] for draw in range(DRAWS)]
-        return _worst(outputs, runs), (
-            f"one-ulp perturbation of inputs and weights, {DRAWS} draws (no float64 run: {reason})"
+        nudged = [
+            [_run_nudged(captured, s, draw, wanted(i, names)) for i, s in enumerate(samples)]
+            for draw in range(DRAWS)
+        ]
+        return (
+            _worst([r[0] for r in runs], [[r[0] for r in run] for run in nudged]),
+            _worst(inside(runs), [inside(run) for run in nudged]),
+            f"one-ulp perturbation of inputs and weights, {DRAWS} draws (no float64 run: {reason})",
         )
-    return distance(outputs, exact), "float64 run of the same model"
+    return distance([r[0] for r in runs], [r[0] for r in exact]), within(runs, exact), FLOAT64
+
+
+def wanted(call: int, names: Sequence[str]) -> Sequence[str]:
+    """Return the modules whose values are kept of this call: of the first few alone."""
+    return names if call < KEPT else ()
+
+
+def inside(runs: Runs) -> list[Tensors]:
+    """Return the inner values of the calls that have them."""
+    return [inner for _, inner in runs if inner]
+
+
+def within(runs: Runs, others: Runs) -> dict[str, Floor]:
+    """Compare inner values of the calls that have them; {} where none was recorded."""
+    recorded = inside(runs)
+    return distance(recorded, inside(others)) if recorded else {}
 
 
 def _worst(outputs: Sequence[Tensors], runs: Sequence[Sequence[Tensors]]) -> dict[str, Floor]:
-    found = [distance(outputs, run) for run in runs]
+    found = [distance(outputs, run) for run in runs] if outputs else [{}]
     return {
         name: Floor(
             max(f[name].max_abs for f in found),
@@ -88,10 +145,13 @@ def _worst(outputs: Sequence[Tensors], runs: Sequence[Sequence[Tensors]]) -> dic
 
 
 def _run_double(
-    module: "torch.nn.Module", captured: "Captured", sample: Tensors
-) -> dict[str, np.ndarray[Any, Any]]:
+    module: "torch.nn.Module", captured: "Captured", sample: Tensors, names: Sequence[str]
+) -> tuple[Tensors, Tensors]:
     import torch
     from torch.utils import _pytree as pytree
+
+    from npuc.inner import tapped
+    from npuc.switches import exact
 
     args, kwargs = captured.signature.call(sample)
     first = next(iter((*module.parameters(), *module.buffers())), torch.empty(0))
@@ -101,8 +161,8 @@ def _run_double(
         return tensor.double() if tensor.is_floating_point() else tensor
 
     args, kwargs = pytree.tree_map_only(torch.Tensor, widen, (args, kwargs))
-    with torch.no_grad(), torch.autocast(first.device.type, enabled=False):
-        return captured.signature.results(module(*args, **kwargs))
+    with torch.no_grad(), exact(first.device), tapped(module, names) as seen:
+        return captured.signature.results(module(*args, **kwargs)), seen
 
 
 def _double(module: "torch.nn.Module") -> "torch.nn.Module":
@@ -130,11 +190,16 @@ def _double(module: "torch.nn.Module") -> "torch.nn.Module":
 
 
 def _run_nudged(
-    captured: "Captured", sample: Tensors, draw: int
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Run with every weight and float input moved by one ulp, up or down at random."""
+    captured: "Captured", sample: Tensors, draw: int, names: Sequence[str]
+) -> tuple[Tensors, Tensors]:
+    """Run with every weight and float input moved by one ulp, up or down at random.
+
+    All switches that reduce float32 are off, as in a float64 run: one ulp of float32 would not
+    show in what is rounded to fewer bits.
+    """
     import torch
 
+    from npuc.inner import tapped
     from npuc.signature import to_array, to_tensor
 
     generator = np.random.default_rng(draw)
@@ -147,9 +212,11 @@ def _run_nudged(
     moved = {k: nudge(v, generator) for k, v in sample.items()}
     from dataclasses import replace
 
-    from npuc.answers import run
+    from npuc.answers import device_of, run
+    from npuc.switches import exact
 
-    return run(replace(captured, native=module), moved)
+    with exact(device_of(module)), tapped(module, names) as seen:
+        return run(replace(captured, native=module), moved), seen
 
 
 def nudge(array: np.ndarray[Any, Any], generator: np.random.Generator) -> np.ndarray[Any, Any]:

@@ -18,6 +18,13 @@ min_sqnr = click.option(
 samples_option = click.option(
     "--samples", type=FILE, help="Inputs to compare on: an .npz file, or a folder of them."
 )
+reference_option = click.option(
+    "--reference", type=FILE, metavar="FILE",
+    help="Take the original's answers from this file (npuc record --reference).",
+)  # fmt: skip
+strict_option = click.option(
+    "--strict", is_flag=True, help="Refuse a reference that cannot be trusted, with the reasons."
+)
 targets_option = click.option(
     "-t", "--target", "targets", multiple=True, required=True, metavar="NAME[,NAME]",
     help="The targets (npuc targets lists them), or all.",

@@ -1,19 +1,21 @@
 """Find the original's answers to what a compile shall be checked on, running it where needed."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from npuc import answers
+from npuc import answers, stored
 from npuc import reference as references
 from npuc import samples as sampling
 from npuc.answers import Reference
 from npuc.errors import ParityError, UsageError
 from npuc.load import Loaded
-from npuc.program import Program, Tensors
+from npuc.program import Port, Program, Tensors
 from npuc.quantization import checkpoint
 from npuc.runners import OnnxRunner
+from npuc.signature import to_tensor
 
 Calls = str | Path | Sequence[Tensors]
 """An .npz file or a folder of them, or calls in memory (input name → array)."""
@@ -26,7 +28,10 @@ TABLE = "a table"
 def find(
     loaded: Loaded, exported: Program, samples: Calls | None, calibration: Calls | None
 ) -> Reference:
-    """Return the recorded answers, or those of the original run here on the samples given."""
+    """Return the recorded answers, or those of the original run here on the samples given.
+
+    Raises `ParityError` listing all faults where a recorded reference is of another program.
+    """
     given = () if samples is None else read(samples, exported)
     data = () if calibration is None else read(calibration, exported)
     for what, calls, found in (("samples", samples, given), ("calibration", calibration, data)):
@@ -39,10 +44,94 @@ def find(
     else:
         reference = references.of(loaded, exported, given, data)
     if data:
+        # The id stays that of the recorded answers: they are what is compared with.
         fingerprint = {**reference.fingerprint, "calibration": "given"}
         reference = replace(reference, calibration=data, fingerprint=fingerprint)
     answers.check(reference, exported)
     return reference
+
+
+def with_reference(loaded: Loaded, path: str | Path, samples: Calls | None = None) -> Loaded:
+    """Return a loaded model with a reference that lies in a file of its own.
+
+    A model that does not say what its inputs look like (weights, a module) takes the first
+    recorded call as its example. Raises `UsageError` beside `samples`: recorded answers belong to
+    recorded inputs.
+    """
+    if samples is not None:
+        raise UsageError(
+            "recorded answers belong to recorded inputs: there cannot be other samples",
+            hint="leave one of --samples and --reference out",
+        )
+    reference = stored.read(Path(path))
+    return replace(exemplified(loaded, reference), reference=reference)
+
+
+def exemplified(loaded: Loaded, reference: Reference) -> Loaded:
+    """Give a module without example inputs those of a reference, dynamic axes included."""
+    module = loaded.script if loaded.script is not None else loaded.module
+    if module is None or loaded.args or loaded.kwargs:
+        return loaded
+    call = reference.samples[0]
+    known = _parameters(module)
+    order = [name for name in known if name in call]
+    strange = [name for name in call if name not in order]
+    if strange:
+        raise UsageError(
+            f"{loaded.name}: recorded inputs that forward() does not have: {', '.join(strange)}",
+            hint="--input name:1x3x224x224:float32 for each input",
+        )
+    tensors = {name: to_tensor(call[name]) for name in order}
+    leading = order == known[: len(order)]
+    args, kwargs = (tuple(tensors.values()), {}) if leading else ((), tensors)
+    shapes = {name: dict(reference.axes.get(name, {})) or None for name in order}
+    dynamic = shapes if any(shapes.values()) else None
+    return replace(loaded, args=args, kwargs=kwargs, dynamic_shapes=dynamic)
+
+
+def _parameters(module: Any) -> list[str]:
+    if hasattr(module.forward, "schema"):  # TorchScript
+        from npuc.torchscript import parameters
+
+        return parameters(module)
+    return list(inspect.signature(module.forward).parameters)
+
+
+def spread_out(program: Program, reference: Reference) -> Program:
+    """Return a compiled program's ports with the batch open, where recorded calls are larger.
+
+    An artifact has fixed shapes and does not know which axis was the batch: it is the first axis
+    of inputs that the reference calls dynamic, and the one axis of each output that differs. For
+    `Validator`, which then runs recorded calls in parts. Raises `ParityError` listing every
+    misfit.
+    """
+    call, answer = reference.samples[0], reference.outputs[0]
+    free = {name for name, axes in reference.axes.items() if 0 in axes}
+
+    def opened(port: Port, array: Any, allowed: bool) -> Port:
+        if array is None or array.ndim != len(port.shape):
+            return port
+        pairs = enumerate(zip(array.shape, port.shape, strict=True))
+        other = [axis for axis, (got, want) in pairs if got != want]
+        if not allowed or len(other) != 1:
+            return port
+        shape = tuple(_BATCH if i in other else n for i, n in enumerate(port.shape))
+        return replace(port, shape=shape)
+
+    inputs = tuple(
+        opened(p, call.get(p.name), p.name in free)
+        if p.name in call and call[p.name].shape[:1] != p.shape[:1]
+        else p
+        for p in program.inputs
+    )
+    split = inputs != program.inputs
+    outputs = tuple(opened(p, answer.get(p.name), split) for p in program.outputs)
+    dynamic = replace(program, inputs=inputs, outputs=outputs)
+    answers.check(reference, dynamic)
+    return dynamic
+
+
+_BATCH = "batch"
 
 
 def read(calls: Calls, program: Program) -> tuple[Tensors, ...]:
@@ -108,7 +197,8 @@ def bind(
     again = answered(loaded, exported, calls, data)
     kept = {k: v for k, v in reference.fingerprint.items() if k == "calibration"}
     what = f"{reference.fingerprint.get('inputs', 'given')}, resized and answered here"
-    return bound, replace(again, fingerprint={**again.fingerprint, **kept, "inputs": what})
+    again = replace(again, fingerprint={**again.fingerprint, **kept, "inputs": what})
+    return bound, answers.identified(again)
 
 
 def answered(

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from npuc import (
+    inner,
     originals,
     outputs,
     partition,
     plugins,
     recheck,
     record,
+    trust,
 )
 from npuc.answers import Reference
 from npuc.asked import asked
@@ -58,6 +60,8 @@ def compile(
     dims: Mapping[str, int] | None = None,
     calibration: Calls | None = None,
     samples: Calls | None = None,
+    reference: str | Path | None = None,
+    strict: bool = False,
     observer: str | None = None,
     calibration_table: str | Path | None = None,
     rounding: str | None = None,
@@ -87,9 +91,10 @@ def compile(
 
     `source` is a file, ``zoo:NAME``, a torch module, or what `npuc.load.load` returned. `samples`
     and `calibration` are files or calls (input name → array); by default what was recorded with
-    the model. `dims` gives dynamic dimensions their size, by default that of the first sample.
-    What a device cannot run stays on its host, unless `host` is False; `on_target` says what must
-    not (``Conv,MatMul=all``).
+    the model, or in a `reference` file; with `strict` a doubtful one is refused. `dims` gives
+    dynamic dimensions their size, by default that of the first sample. What a device cannot run
+    stays on its host, unless `host` is False; `on_target` says what must not
+    (``Conv,MatMul=all``).
     With `layers` every report says what each layer loses, which takes some runs.
     `budget` is how many seconds precision "auto" may search for each target, by default 300.
     Artifacts are written even where the report fails. Raises `NpucError`; parity is not raised
@@ -120,14 +125,18 @@ def compile(
             recheck.finish(Path(str(loaded.path)), t, path, options, policy) for t, path in pairs
         ]
 
+    if reference is not None:
+        loaded = originals.with_reference(loaded, reference, samples)
     shown.stage("export")
     exported = export(loaded, opset=opset, eval_mode=eval_mode)
     shown.stage("reference")
-    reference = _reference(loaded, exported, samples, calibration, table)
-    bound, reference = originals.bind(loaded, exported, reference, dims or {})
+    found = _reference(loaded, exported, samples, calibration, table)
+    trust.require(found, strict)
+    bound, found = originals.bind(loaded, exported, found, dims or {})
 
-    validator = checks(exported, reference, policy or Policy(), shown)
+    validator = checks(exported, found, policy or Policy(), shown)
     validator.export(originals.native(loaded))
+    validator.notes += [*trust.notes(found), *inner.compare(found, exported)]
     folder = None if dump is None else Path(dump)
     program = _simplified(exported, bound, validator, folder)
     with tempfile.TemporaryDirectory(prefix="npuc-") as work:
@@ -137,7 +146,7 @@ def compile(
         )  # fmt: skip
         job = Job(
             str(label), program, validator, precision, choices, options, shown, folder, bound,
-            _archive(loaded, reference, Path(work), targets), wanted, budget, layers, call,
+            _archive(loaded, found, Path(work), targets), wanted, budget, layers, call,
         )  # fmt: skip
         return list(_each(zip(targets, paths, strict=True), job, failed))
 

@@ -1,12 +1,12 @@
 """Look at an artifact again: check it, or let the vendor's compiler finish it."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
-from npuc import artifact, originals, plugins, stored
+from npuc import artifact, originals, plugins, stored, trust
 from npuc.answers import Reference
 from npuc.artifact import Artifact
 from npuc.errors import ArtifactError, UsageError
@@ -37,27 +37,54 @@ def verify(
     *,
     samples: Calls | None = None,
     against: str | Path | None = None,
+    reference: str | Path | None = None,
+    strict: bool = False,
     policy: Policy | None = None,
 ) -> Report:
     """Check every byte of an artifact, run it, and compare it with the original's answers.
 
-    The original's are those stored with the artifact; or, with `against`, those of a model file
-    run here on the stored samples or on `samples`. Raises `ArtifactError` where it is damaged.
+    The original's are those stored with the artifact (a few); those of a `reference` file, all of
+    them, for which neither torch nor the model is needed; or, with `against`, those of a model
+    file run here on the stored samples or on `samples`. Raises `ArtifactError` where the artifact
+    is damaged, `ParityError` where a reference is of another program, or is doubtful and `strict`.
     """
     opened = artifact.read(Path(path))
     opened.verify()
     program = artifact.program(opened)
-    reference = _stored(opened)
-    if against is not None or samples is not None:
-        if against is None:
-            raise UsageError(
-                "other samples need the original to answer them", hint="add --against MODEL"
-            )
+    notes: list[str] = []
+    exported = program
+    if reference is not None:
+        if against is not None or samples is not None:
+            raise UsageError("--reference takes the place of --against and --samples")
+        found = stored.read(Path(reference))
+        exported = originals.spread_out(program, found)
+        notes += _other_weights(opened, found)
+    elif against is not None:
         loaded = load(str(against))
-        calls = reference.samples if samples is None else originals.read(samples, program)
-        reference = originals.answered(loaded, export(loaded), calls, ())
+        calls = _stored(opened).samples if samples is None else originals.read(samples, program)
+        found = originals.answered(loaded, export(loaded), calls, ())
+    elif samples is not None:
+        raise UsageError(
+            "other samples need the original to answer them", hint="add --against MODEL"
+        )
+    else:
+        found = _stored(opened)
+    trust.require(found, strict)
     target = plugins.find(opened.manifest.target)
-    return _verified(str(path), opened, target, program, reference, policy)
+    return _verified(str(path), opened, target, program, found, policy, exported, notes)
+
+
+def _other_weights(opened: Artifact, reference: Reference) -> list[str]:
+    """Say so where a reference was recorded with other weights than the artifact was made of."""
+    if REFERENCE not in opened:
+        return []
+    here, there = (r.fingerprint.get("sha256_weights") for r in (_stored(opened), reference))
+    if here is None or there is None or here == there:
+        return []
+    return [
+        f"the reference was recorded with weights {there[:12]}, the artifact was compiled from "
+        f"{here[:12]}"
+    ]
 
 
 def finish(
@@ -103,10 +130,12 @@ def _stored(opened: Artifact) -> Reference:
 def _verified(
     name: str, opened: Artifact, target: Target, program: Program,
     reference: Reference | None = None, policy: Policy | None = None,
+    exported: Program | None = None, notes: Sequence[str] = (),
 ) -> Report:  # fmt: skip
-    """Run an artifact and its stored program on stored calls."""
-    manifest = opened.manifest
-    validator = Validator(program, reference or _stored(opened), policy or Policy(), Silent())
+    """Run an artifact and its stored program on stored calls; `exported` has the batch open."""
+    manifest, found = opened.manifest, reference or _stored(opened)
+    validator = Validator(exported or program, found, policy or Policy(), Silent())
+    validator.notes += [*trust.notes(found), *notes]
     floats = any(step.name == "round-floats" for step in manifest.steps)
     loss = manifest.precision != "float" or floats
     validator.artifact(target.runner(opened, program), program, loss, floats)

@@ -1,8 +1,9 @@
 """Write and read the one file that carries a model and what it answered where it was trained.
 
 The file is a torch.export archive, which torch.export.load reads, with two more members under
-``npuc/``: ``reference.json`` (names, fingerprint, noise floor, hash of the other member) and
-``samples.safetensors`` (inputs, outputs and calibration inputs). Neither holds a pickle.
+``npuc/``: ``reference.json`` (names, fingerprint, noise, hash of the other member) and
+``samples.safetensors`` (inputs, outputs, calibration inputs and intermediates). Neither holds a
+pickle. The same reference can be written to a file of its own, without the model (`npuc.stored`).
 """
 
 import contextlib
@@ -13,18 +14,18 @@ import os
 import random
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from npuc.answers import Floor, Reference
+from npuc import stored, summary, trust
+from npuc.answers import Reference, from_program
 from npuc.answers import record as record_reference
 from npuc.atomic import atomic_write
 from npuc.calls import as_call, as_samples
 from npuc.capture import Captured, capture
-from npuc.errors import LoadError
+from npuc.errors import LoadError, UsageError
 from npuc.program import Tensors
 from npuc.quiet import quiet
 from npuc.zips import open_zip, strip_root
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     import torch
 
     from npuc.load import Loaded
-
-FORMAT = 1
 
 
 def save(
@@ -45,6 +44,10 @@ def save(
     calibration: Any = None,
     samples: Any = None,
     dynamic_shapes: Any = None,
+    intermediates: Sequence[str] = (),
+    reference: str | os.PathLike[str] | None = None,
+    max_bytes: int = stored.LIMIT,
+    strict: bool = False,
 ) -> Reference:
     """Save a trained model with its own answers, for ``npuc compile`` on any machine.
 
@@ -54,52 +57,105 @@ def save(
     as many leading entries as the model has inputs are taken; or one tensor holding them along
     its first axis. `dynamic_shapes` as for torch.export, names allowed: ``{"x": {0: "batch"}}``.
 
+    `intermediates` are modules (``"features.3"``) whose results are kept as well, of the first
+    calls. With `reference` the answers are also written to that file alone, without the model,
+    for ``npuc verify --reference``. With `strict` a reference that cannot be trusted as it is
+    (TF32, autocast, …: `npuc.trust`) is refused.
+
     The model is copied first: its mode, device, gradients, buffers and the random states of
     torch, numpy and Python are as before. Raises `ExportError` for a model in train mode, with
-    random operators, or that torch cannot capture, and `OutputError`; `path` then is untouched.
+    random operators, or that torch cannot capture, `UsageError` for more than `max_bytes` of
+    inputs and answers, and `OutputError`; no file is touched then.
     """
+    import torch
+
     args, kwargs = as_call(example_inputs)
     with _untouched():
         captured = capture(model, args, kwargs, dynamic_shapes)
         example = captured.signature.flatten(args, kwargs)
         chosen = tuple(as_samples(samples, captured, example, "samples")) or (example,)
         data = tuple(as_samples(calibration, captured, example, "calibration")) or chosen
-        what = "recorded by npuc.save"
-        reference = _seeded(record_reference(captured, chosen, data, what))
-        write(captured, reference, Path(path))
-    return reference
-
-
-def _seeded(reference: Reference) -> Reference:
-    """Note torch's seed, which the training script may have set.
-
-    Only here: in a process that sets none it is drawn at random, and a compile would not give
-    the same bytes twice.
-    """
-    import torch
-
-    return replace(reference, fingerprint={**reference.fingerprint, "seed": torch.initial_seed()})
+        # The seed only here, where the training script may have set it. In a process that sets
+        # none it is drawn at random, and a compile would not give the same bytes twice.
+        found = record_reference(
+            captured, chosen, data, "recorded by npuc.save", tuple(intermediates),
+            seed=torch.initial_seed(),
+        )  # fmt: skip
+        stored.bounded(found, max_bytes, "max_bytes=")
+        trust.require(found, strict)
+        write(captured, found, Path(path))
+    if summary.beside(Path(path)).exists():
+        summary.write(found, Path(path))
+    if reference is not None:
+        write_reference(found, Path(reference))
+    return found
 
 
 def record(
     loaded: "Loaded",
     inputs: "Path | Sequence[Tensors]",
-    out: Path,
+    out: Path | None = None,
     calibration: Sequence[Tensors] = (),
+    *,
+    reference: Path | None = None,
+    intermediates: Sequence[str] = (),
+    max_bytes: int = stored.LIMIT,
+    strict: bool = False,
 ) -> Reference:
-    """Record a loaded model's answers on `inputs` (an .npz path or arrays) into `out`."""
+    """Record a loaded model's answers on `inputs` (an .npz path or arrays).
+
+    With the model into `out`, alone into `reference`, each with its summary beside it. An ONNX
+    model has a reference alone. Raises as `save` does.
+    """
+    if out is not None and loaded.program is not None:
+        raise UsageError(
+            f"-o {out} is for torch models; {loaded.name} is ONNX",
+            hint="record its answers alone: --reference FILE",
+        )
+    found = answered(loaded, inputs, calibration, intermediates)
+    stored.bounded(found, max_bytes)
+    trust.require(found, strict)
+    if out is not None:
+        with _untouched():
+            write(loaded.captured, found, out)
+        summary.write(found, out)
+    if reference is not None:
+        write_reference(found, reference)
+    return found
+
+
+def answered(
+    loaded: "Loaded",
+    inputs: "Path | Sequence[Tensors]",
+    calibration: Sequence[Tensors] = (),
+    intermediates: Sequence[str] = (),
+) -> Reference:
+    """Answer `inputs` with a loaded model; nothing is written."""
     from npuc.samples import load_inputs
 
-    captured = loaded.captured
     if isinstance(inputs, Path):
-        inputs = load_inputs(inputs, ports(captured))
-    samples = tuple(inputs)
-    with _untouched():
-        reference = record_reference(
-            captured, samples, tuple(calibration) or samples, "recorded by npuc record"
+        inputs = load_inputs(inputs, ports_of(loaded))
+    samples, what = tuple(inputs), "recorded by npuc record"
+    data = tuple(calibration) or samples
+    if loaded.program is None:
+        with _untouched():
+            return record_reference(loaded.captured, samples, data, what, tuple(intermediates))
+    if intermediates:
+        raise UsageError(
+            f"{loaded.name} is ONNX: it has no modules, and so no intermediates to record"
         )
-        write(captured, reference, out)
-    return reference
+    return from_program(loaded.program, samples, data, what)
+
+
+def write_reference(reference: Reference, path: Path) -> None:
+    """Write a reference to a file of its own, and its summary beside it."""
+    stored.write(reference, path)
+    summary.write(reference, path)
+
+
+def ports_of(loaded: "Loaded") -> "tuple[Any, ...]":
+    """Return the input ports of a loaded model."""
+    return ports(loaded.captured) if loaded.program is None else loaded.program.inputs
 
 
 def ports(captured: Captured) -> "tuple[Any, ...]":
@@ -179,74 +235,34 @@ def read(path: Path) -> Reference | None:
             header = json.loads(archive.read(f"{root}/npuc/reference.json"))
             data = archive.read(f"{root}/npuc/samples.safetensors")
             return _decode(header, data)
-        except (ValueError, KeyError, TypeError, RecursionError, zipfile.BadZipFile) as error:
+        except (*_DAMAGED, zipfile.BadZipFile, _unreadable()) as error:
             raise LoadError(
                 f"{path}: the recorded reference is damaged: {type(error).__name__}: {error}",
                 hint="save the model again with npuc.save",
             ) from error
 
 
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
+def _unreadable() -> type[Exception]:
+    from safetensors import SafetensorError
+
+    return SafetensorError
+
+
 def _encode(reference: Reference) -> tuple[bytes, bytes]:
-    from safetensors.torch import save as dump
+    from safetensors.numpy import save as dump
 
-    from npuc.signature import to_tensor
-
-    shared = reference.calibration is reference.samples
-    groups = {
-        "sample": reference.samples,
-        "output": reference.outputs,
-        "calibration": () if shared else reference.calibration,
-    }
-    tensors = dump(
-        {
-            f"{group}/{index}/{name}": to_tensor(array).contiguous()
-            for group, calls in groups.items()
-            for index, call in enumerate(calls)
-            for name, array in call.items()
-        }
-    )
-    header = {
-        "format": FORMAT,
-        "inputs": list(reference.samples[0]),
-        "outputs": list(reference.outputs[0]),
-        "samples": len(reference.samples),
-        "calibration": None if shared else len(reference.calibration),
-        "axes": reference.axes,
-        "floor": {name: asdict(floor) for name, floor in reference.floor.items()},
-        "fingerprint": reference.fingerprint,
-        "sha256": hashlib.sha256(tensors).hexdigest(),
-    }
-    return tensors, json.dumps(header, indent=1, sort_keys=True).encode()
+    data = bytes(dump(stored.tensors(reference)))
+    header = {**stored.about(reference), "sha256": hashlib.sha256(data).hexdigest()}
+    return data, json.dumps(header, indent=1, sort_keys=True).encode()
 
 
 def _decode(header: Mapping[str, Any], data: bytes) -> Reference:
-    from safetensors.torch import load as parse
-
-    from npuc.signature import to_array
-
-    if header["format"] != FORMAT:
-        raise ValueError(f"format {header['format']!r}, this npuc reads {FORMAT}")
     if hashlib.sha256(data).hexdigest() != header["sha256"]:
         raise ValueError("its samples have another hash than recorded")
-    tensors = parse(data)
-
-    def calls(group: str, count: int, names: Sequence[str]) -> tuple[Tensors, ...]:
-        return tuple(
-            {name: to_array(tensors[f"{group}/{i}/{name}"]) for name in names} for i in range(count)
-        )
-
-    samples = calls("sample", header["samples"], header["inputs"])
-    shared = header["calibration"] is None
-    return Reference(
-        samples=samples,
-        outputs=calls("output", header["samples"], header["outputs"]),
-        floor={name: Floor(**floor) for name, floor in header["floor"].items()},
-        fingerprint=header["fingerprint"],
-        calibration=samples
-        if shared
-        else calls("calibration", header["calibration"], header["inputs"]),
-        axes={n: {int(a): d for a, d in axes.items()} for n, axes in header["axes"].items()},
-    )
+    return stored.verified(stored.build(header, stored.arrays(data)))
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ LAYERS = (
     "metrics runners inputs onnx_file signature partition source_lines nodes statistics",
     "passes features legality ledger remedies",
     "quantization layers capture torchscript weights calls floors held choices tasks "
-    "answers trust record reference samples stored artifact models estimate",
+    "answers inner summary switches trust record reference samples stored artifact models estimate",
     "targets",
     "plugins load export policy",
     "originals pipeline per_target simulate simulation recheck validate report execute look mixed "

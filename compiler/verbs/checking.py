@@ -1,6 +1,7 @@
 """What is done with an artifact: `npuc run`, `verify` and `inspect`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -9,7 +10,9 @@ from npuc.options import (
     FILE,
     as_json_option,
     min_sqnr,
+    reference_option,
     samples_option,
+    strict_option,
 )
 
 
@@ -34,17 +37,20 @@ def run(artifact: Path, npz: Path | None, output: Path | None, as_json: bool) ->
 @click.argument("artifact", type=FILE)
 @samples_option
 @click.option("--against", type=FILE, metavar="MODEL", help="Compare with this model instead.")
+@reference_option
+@strict_option
 @min_sqnr
 @as_json_option
-def verify(
-    artifact: Path, samples: Path | None, against: Path | None, min_sqnr: float, as_json: bool
-) -> int:
-    """Check ARTIFACT's hashes, run it, and compare it again with the stored original answers."""
+def verify(artifact: Path, min_sqnr: float, as_json: bool, **options: Any) -> int:
+    """Check ARTIFACT's hashes, run it, and compare it again with the stored original answers.
+
+    With --reference on all of that file's samples; neither torch nor the model is needed.
+    """
     from npuc import pipeline
     from npuc.policy import Policy
 
     policy = Policy(sqnr_db=min_sqnr)
-    report = pipeline.verify(artifact, samples=samples, against=against, policy=policy)
+    report = pipeline.verify(artifact, policy=policy, **options)
     json_out(report.to_json()) if as_json else out(report.table())
     return int(report.exit_code)
 

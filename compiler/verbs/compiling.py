@@ -15,10 +15,12 @@ from npuc.options import (
     opset_option,
     quantization_options,
     quiet_option,
+    reference_option,
     samples_option,
     seconds,
     sizes,
     source_options,
+    strict_option,
     target_names,
     targets_option,
 )
@@ -48,6 +50,8 @@ from npuc.options import (
     "--calibration", type=FILE, help="Inputs to quantize with: an .npz file, or a folder of them."
 )
 @samples_option
+@reference_option
+@strict_option
 @quantization_options
 @opset_option
 @click.option(
