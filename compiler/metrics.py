@@ -1,7 +1,7 @@
 """How far apart two answers are, computed in float64."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ from npuc.errors import ParityError
 from npuc.program import Tensors
 
 Array = np.ndarray[Any, Any]
+
+Settle = Callable[[str, int, Array, Array], Array]
+"""(output, position of the call, reference, candidate) → the candidate with ties settled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +41,30 @@ class Difference:
 
 
 def differences(
-    reference: Sequence[Tensors], candidate: Sequence[Tensors], ties: float = 0.0
+    reference: Sequence[Tensors],
+    candidate: Sequence[Tensors],
+    ties: float | Mapping[str, float] = 0.0,
+    settle: Settle | None = None,
 ) -> tuple[Difference, ...]:
     """Compare two lists of calls output by output, matched by name.
 
     `ties` is the distance below the reference's top value within which another choice counts as
-    the same choice. Raises `ParityError` where nothing can be compared or the names differ.
+    the same choice, for all outputs or per output. `settle` does the same for outputs that hold
+    indices (npuc.choices). Raises `ParityError` where nothing can be compared or the names differ.
     """
     if not reference or len(reference) != len(candidate):
         raise ParityError(f"nothing to compare: {len(reference)} and {len(candidate)} calls")
     names, others = set(reference[0]), set(candidate[0])
     if not names or names != others:
         raise ParityError(f"outputs differ by name: {sorted(names)} against {sorted(others)}")
-    return tuple(
-        _one(name, [r[name] for r in reference], [c[name] for c in candidate], ties)
-        for name in reference[0]
-    )
+    found = []
+    for name in reference[0]:
+        ref, got = [r[name] for r in reference], [c[name] for c in candidate]
+        if settle is not None:
+            got = [settle(name, i, a, b) for i, (a, b) in enumerate(zip(ref, got, strict=True))]
+        near = ties.get(name, 0.0) if isinstance(ties, Mapping) else ties
+        found.append(_one(name, ref, got, near))
+    return tuple(found)
 
 
 def _one(

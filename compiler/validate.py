@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 
 from npuc import samples as sampling
 from npuc.answers import Reference
+from npuc.choices import Chosen
 from npuc.errors import ParityError
 from npuc.held import Held
-from npuc.metrics import Difference, differences
+from npuc.metrics import Difference, Settle, differences
 from npuc.passes.base import Pass
 from npuc.policy import Bar, Policy
 from npuc.profile import FLOATS, Profile
@@ -46,15 +47,24 @@ class Validator:
     _settled_rows: int = 0
     _settled_steps: int = 0
     _last: tuple[Program, list[list[Tensors]]] | None = None
+    _chosen: Chosen | None = None
 
     def fork(self) -> "Validator":
         """Return a validator that goes on from here for one of several targets."""
         return replace(self, rows=list(self.rows), notes=list(self.notes), held=list(self.held))
 
     @property
-    def ties(self) -> float:
-        """Two choices closer than this are one: what rounding alone may move."""
-        return max((2 * f.max_abs for f in self.reference.floor.values()), default=0.0)
+    def ties(self) -> Mapping[str, float]:
+        """Two choices of an output closer than this are one: what rounding alone may move."""
+        return {name: 2 * found.max_abs for name, found in self.reference.floor.items()}
+
+    def by_scores(self, calls: Sequence[Tensors]) -> Settle | None:
+        """Return what judges outputs that hold indices, in the answers to `calls`, by scores."""
+        if self._chosen is None:
+            # Either side of a comparison may be as far off as the bar of noise lets it.
+            factor = 2 * self.policy.noise_factor
+            self._chosen = Chosen(self.exported, self.reference.samples, factor)
+        return self._chosen.over(calls)
 
     def watch(self, item: Pass, before: Program, after: Program) -> None:
         """Compare the programs around a pass; raises `ParityError` where an exact one moved."""
@@ -63,7 +73,8 @@ class Validator:
         proto = before.serialized()
         same = proto is not None and proto == after.serialized()
         new = old if same else self._run(OnnxRunner(after, item.name), after)
-        step = differences(_flat(old[: len(new)]), _flat(new), self.ties)
+        settle = self.by_scores(_flat(self.groups[: len(new)]))
+        step = differences(_flat(old[: len(new)]), _flat(new), self.ties, settle)
         original = self._original(new[0])
         bar = self.policy.noise(self.reference.floor) if item.exact else self.policy.loss()
         faults = bar.faults(step if item.exact else original)
@@ -115,7 +126,7 @@ class Validator:
                 self.notes.append(f"not checked at {shapes}: the original fails there: {error}")
                 continue
             answers: list[Tensors] = [runner(call) for call in group]
-            faults += bar.faults(differences(expected, answers, self.ties))
+            faults += bar.faults(differences(expected, answers, self.ties, self.by_scores(group)))
             self.groups.append(group)
             got.append(answers)
         self._last = (self.exported, got)
@@ -148,7 +159,8 @@ class Validator:
         program = self.answers(OnnxRunner(final, "program"), final, calls)
         got = self.answers(runner, final, calls)
         floor = self.reference.floor
-        step, original = differences(program, got, self.ties), self._original(got)
+        step = differences(program, got, self.ties, self.by_scores(calls))
+        original = self._original(got)
         noise = self.policy.noise(floor)
         so_far = self._original(program)
         lowering = self.policy.lowering(so_far, floor, floats) if loss else noise
@@ -195,7 +207,7 @@ class Validator:
 
     def _original(self, answers: Sequence[Tensors]) -> tuple[Difference, ...]:
         expected = self.reference.outputs[: len(answers)]
-        return differences(expected, answers, self.ties)
+        return differences(expected, answers, self.ties, self.by_scores(self.reference.samples))
 
     def _answers(self, program: Program) -> list[list[Tensors]]:
         if self._last is None or self._last[0].model is not program.model:
