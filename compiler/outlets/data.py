@@ -30,5 +30,7 @@ def _pair(entry: Entry) -> dict[str, Any]:
         "cached": entry.cached,
         "seconds": entry.seconds,
         "error": entry.error,
+        "waivers": list(entry.waivers),
+        "notes": list(entry.notes),
         "report": None if entry.report is None else entry.report.to_json(),
     }

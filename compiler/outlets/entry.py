@@ -8,9 +8,10 @@ from npuc.errors import UNDECIDED, NpucError, ParityError, worst
 from npuc.held import Held
 from npuc.metrics import Difference
 from npuc.pages import sections
-from npuc.report import Report
+from npuc.report import Report, Row
 
-State = Literal["passed", "failed", "undecided", "error"]
+State = Literal["passed", "waived", "undecided", "failed", "error"]
+NOTHING = ("nothing was compared",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,8 @@ class Entry:
     """What came of one pair. `report` is None where npuc ended with `error` instead.
 
     `exit_code` is the pair's own, `source` the model's file (or ``zoo:NAME``), `seconds` what a
-    clock said: 0 where nobody looked, so that two runs give the same bytes.
+    clock said: 0 where nobody looked, so that two runs give the same bytes. `notes` are lines for
+    people, and `waived` is the reason why an error does not count.
     """
 
     name: str
@@ -30,20 +32,34 @@ class Entry:
     cached: bool = False
     source: str = ""
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    waived: str = ""
 
     @property
     def code(self) -> int:
-        """The exit code, never 0 where there is an error, a report that fails, or no report."""
+        """The exit code; never 0 where there is an error, a report that fails, or no report."""
+        counts = bool(self.error) and not self.waived
         held = self.report.exit_code if self.report is not None else int(not self.error)
-        return worst((self.exit_code, held)) or int(bool(self.error))
+        return worst((self.exit_code, held)) or int(counts)
 
     @property
     def state(self) -> State:
         """What to call it. "error" stands for what is no answer: the model was not compared."""
         code = self.code
-        if code in (0, UNDECIDED):
-            return "undecided" if code else "passed"
-        return "failed" if code == ParityError.exit_code or self.report is not None else "error"
+        if code == 0:
+            return "waived" if self.waivers else "passed"
+        if code == UNDECIDED:
+            return "undecided"
+        failed = code == ParityError.exit_code or (self.report is not None and not self.error)
+        return "failed" if failed else "error"
+
+    @property
+    def waivers(self) -> tuple[str, ...]:
+        """What does not hold and does not count, with the reason, a line each."""
+        rows = () if self.report is None else self.report.rows
+        error = [f"{''.join(self.error.splitlines()[:1])} ({self.waived})"] if self.waived else []
+        steps = [f"{r.stage}: {'; '.join(r.faults)} ({r.note})" for r in rows if _waived(r)]
+        return (*error, *steps, *(f"{h.text} ({h.waiver})" for h in self.held if _waived(h)))
 
     @property
     def worst(self) -> Difference | None:
@@ -60,29 +76,28 @@ class Entry:
         """Every reason why it did not pass, a line each; the first is the one to show alone."""
         report = self.report
         if report is None:
-            return tuple(self.error.splitlines()) or ("nothing was compared",)
+            return tuple(self.error.splitlines()) or NOTHING
         faults = [f"{r.stage}: {fault}" for r in report.failures for fault in r.faults]
         missed = [h.text for h in report.missed]
-        found = [*faults, *missed, *self.error.splitlines()]
-        return tuple(found) if found or report.passed else ("nothing was compared",)
+        found = [*self.error.splitlines(), *faults, *missed]
+        return tuple(found) if found or report.passed else NOTHING
+
+
+def _waived(found: Row | Held) -> bool:
+    return found.state == "waived"
 
 
 def of(
     reports: Sequence[Report],
     failures: Mapping[str, NpucError],
     source: str = "",
-    seconds: Mapping[str, float] | None = None,
 ) -> tuple[Entry, ...]:
     """Make entries of one model's reports; `failures` names targets that ended with an error."""
     model = reports[0].model if reports else source.rsplit("/", 1)[-1]
-    took = seconds or {}
     done = [
-        Entry(
-            f"{r.model}::{r.target}", r.model, r.target, r, "", r.exit_code, False, source,
-            took.get(r.target, 0.0),
-        )
+        Entry(f"{r.model}::{r.target}", r.model, r.target, r, "", r.exit_code, False, source)
         for r in reports
-    ]  # fmt: skip
+    ]
     failed = [
         Entry(f"{model}::{target}", model, target, None, str(error), error.exit_code, False, source)
         for target, error in failures.items()

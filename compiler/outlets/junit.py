@@ -11,10 +11,15 @@ from npuc.outlets.entry import Entry
 from npuc.text import harmless
 
 _TAGS = {"failed": "failure", "undecided": "failure", "error": "error"}
+_KINDS = {"failed": "parity"}
 
 
 def text(entries: Sequence[Entry]) -> str:
-    """Return the XML document. An undecided pair is a failure of the type "undecided"."""
+    """Return the XML document.
+
+    An undecided pair is a failure of the type "undecided"; one that was not compared, which is
+    waived, is skipped.
+    """
     models = dict.fromkeys(entry.model for entry in entries)
     suites = [_suite(name, [e for e in entries if e.model == name]) for name in models]
     head = f'<testsuites name="npuc" {_counts(entries)}>'
@@ -29,7 +34,7 @@ def _suite(model: str, entries: Sequence[Entry]) -> str:
         for name, value in _properties(e)
     ]
     listed = ["  <properties>", *properties, "  </properties>"] if properties else []
-    head = f'  <testsuite name={_quoted(model)} {_counts(entries)} skipped="0">'
+    head = f'  <testsuite name={_quoted(model)} {_counts(entries)} skipped="{_skipped(entries)}">'
     return "\n".join([head, *(f"  {x}" for x in listed), *map(_case, entries), "  </testsuite>"])
 
 
@@ -40,6 +45,10 @@ def _counts(entries: Sequence[Entry]) -> str:
         f'tests="{len(tags)}" failures="{tags.count("failure")}" errors="{tags.count("error")}" '
         f'time="{_time(seconds)}"'
     )
+
+
+def _skipped(entries: Sequence[Entry]) -> int:
+    return sum(entry.report is None and entry.state == "waived" for entry in entries)
 
 
 def _time(seconds: float) -> str:
@@ -58,9 +67,8 @@ def _properties(entry: Entry) -> Iterable[tuple[str, str]]:
         if found.agreement is not None:
             yield "agreement", f"{found.agreement:.6f}"
     yield "cached", str(entry.cached).lower()
-    for held in entry.held:
-        if held.state == "waived":
-            yield f"waived.{held.check}", held.waiver
+    for at, waiver in enumerate(entry.waivers, 1):
+        yield f"waiver.{at}", waiver
 
 
 def _case(entry: Entry) -> str:
@@ -68,20 +76,15 @@ def _case(entry: Entry) -> str:
         f"    <testcase classname={_quoted(entry.model)} name={_quoted(entry.target)} "
         f'time="{_time(entry.seconds)}">'
     )
-    body = [f"      {_verdict(entry)}"] if entry.state in _TAGS else []
-    said = entry.report.table() if entry.report is not None and entry.state == "passed" else ""
-    body += [f"      <system-out>{_clean(said)}</system-out>"] if said else []
-    return "\n".join([head, *body, "    </testcase>"])
-
-
-def _verdict(entry: Entry) -> str:
-    tag, kind = _TAGS[entry.state], "parity" if entry.state == "failed" else entry.state
-    table = entry.report.table() if entry.report is not None else ""
-    body = "\n\n".join(filter(None, [entry.error, table]))
-    return (
-        f"<{tag} type={_quoted(kind)} message={_quoted(entry.why[0])}>"
-        f"{_clean(body or entry.why[0])}</{tag}>"
-    )
+    tag = _TAGS.get(entry.state, "skipped" if entry.report is None else "system-out")
+    said = entry.report.table() if entry.report is not None else ""
+    said = "\n\n".join(filter(None, [entry.error, said, *entry.notes, *entry.waivers]))
+    about = ""
+    if tag != "system-out":
+        kind = _KINDS.get(entry.state, entry.state)
+        message = (*entry.waivers, *entry.why)[0] if tag == "skipped" else entry.why[0]
+        about = f" type={_quoted(kind)} message={_quoted(message)}"
+    return f"{head}\n      <{tag}{about}>{_clean(said or entry.why[0])}</{tag}>\n    </testcase>"
 
 
 def _clean(words: str) -> str:

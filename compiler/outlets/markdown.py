@@ -13,15 +13,16 @@ LIMIT = 60_000
 """Bytes: GitHub refuses a comment of more than 65,536 characters, and other text may be put
 before it."""
 
-CELL, BLOCK = 160, 8_000
-"""Characters of a message in a table, and of one failure's report."""
+CELL, LINE, BLOCK = 160, 400, 8_000
+"""Characters of a message in a table and in a list, and bytes of one failure's report."""
 
-_ORDER = ("failed", "error", "undecided", "passed")
+_ORDER = ("failed", "error", "undecided", "waived", "passed")
 _MARKS = {
     "passed": "✅ passed",
     "failed": "❌ failed",
     "undecided": "❔ undecided",
     "error": "⛔ error",
+    "waived": "⚠️ waived",
 }
 
 
@@ -43,7 +44,7 @@ def text(entries: Sequence[Entry], limit: int = LIMIT) -> str:
 def _head(entries: Sequence[Entry]) -> str:
     states = [entry.state for entry in entries]
     counts = ", ".join(f"{states.count(s)} {s}" for s in _ORDER if s in states)
-    whole = "passed" if states and set(states) == {"passed"} else "did not pass"
+    whole = "passed" if states and set(states) <= {"passed", "waived"} else "did not pass"
     return f"## npuc: the parity gate {whole}\n\n{counts or 'nothing was compared'}\n"
 
 
@@ -69,7 +70,7 @@ def _cells(entry: Entry) -> tuple[str, ...]:
     names = (_code(entry.model), _code(entry.target), _MARKS[entry.state])
     report, found = entry.report, entry.worst
     if report is None or found is None:
-        return (*names, "", "", "", _shown(entry.why[0]))
+        return (*names, "", "", "", _shown((*entry.waivers, *entry.why, "")[0]))
     agreement = "" if found.agreement is None else f"{found.agreement:.1%}"
     sqnr = decibels(found.sqnr_db).removesuffix(" dB")
     bars = [row.bar.text for row in report.rows if row.bar is not None][-1:]
@@ -80,24 +81,24 @@ def _cells(entry: Entry) -> tuple[str, ...]:
 
 def _notes(entries: Sequence[Entry]) -> Iterator[str]:
     """Yield what must not be hidden in a fold: what is undecided, and what is waived."""
-    for title, state in (("Undecided", "undecided"), ("Waived", "waived")):
-        found = [(e, h) for e in entries for h in e.held if h.state == state]
+    undecided = [(e, _about(h)) for e in entries for h in e.held if h.state == "undecided"]
+    waived = [(e, waiver) for e in entries for waiver in e.waivers]
+    noted = [(e, note) for e in entries for note in e.notes]
+    for title, found in (("Undecided", undecided), ("Waived", waived), ("Notes", noted)):
         if found:
             yield f"\n**{title}**\n"
-            yield from (f"- {_code(e.name)}: {_about(h)}" for e, h in found)
+            yield from (f"- {_code(e.name)}: {_shown(text, LINE)}" for e, text in found)
 
 
 def _about(held: Held) -> str:
-    if held.state == "waived":
-        return f"{_shown(held.text)} — {_shown(held.waiver)}"
     needed = f"{held.needed:,}"
     more = "" if not held.needed or needed in held.text else f"; {needed} more samples needed"
-    return _shown(held.text) + more
+    return held.text + more
 
 
 def _details(entry: Entry) -> Iterator[str]:
     """Yield the whole report of a pair that did not pass, folded."""
-    if entry.state == "passed":
+    if entry.code == 0:
         return
     report = "" if entry.report is None else entry.report.table()
     body = _cut("\n\n".join(filter(None, [entry.error, report])), BLOCK)
@@ -112,14 +113,14 @@ def _details(entry: Entry) -> Iterator[str]:
     )
 
 
-def _line(words: str) -> str:
+def _line(words: str, most: int = CELL) -> str:
     line = harmless(" ".join(words.split()))
-    return line if len(line) <= CELL else line[: CELL - 1] + "…"
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def _shown(words: str) -> str:
+def _shown(words: str, most: int = CELL) -> str:
     """Return text as a line that Markdown and HTML take for text alone, and that calls nobody."""
-    line = re.sub(r"([\\`*_{}\[\]#|~!])", r"\\\1", _line(words))
+    line = re.sub(r"([\\`*_{}\[\]#|~!])", r"\\\1", _line(words, most))
     return escape(line, quote=False).replace("@", "@&#8203;")
 
 

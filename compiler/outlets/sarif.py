@@ -16,7 +16,7 @@ from urllib.parse import quote
 from npuc.errors import worst
 from npuc.jsonable import plain
 from npuc.outlets import rules
-from npuc.outlets.entry import Entry
+from npuc.outlets.entry import NOTHING, Entry
 from npuc.outlets.whereabouts import Repository, Spot
 from npuc.text import harmless
 
@@ -79,20 +79,21 @@ def text(entries: Sequence[Entry], root: Path) -> str:
 
 def _findings(entry: Entry) -> Iterator[_Finding]:
     report = entry.report
-    for row in () if report is None else report.failures:
-        values = {"bar": row.bar.text} if row.bar is not None else {}
-        yield _Finding(entry, rules.parity(row.stage), "", _said(row.faults), values=values)
+    for row in () if report is None else report.rows:
+        if row.state in ("failed", "waived"):
+            values = {"bar": row.bar.text} if row.bar is not None else {}
+            waiver = row.note or "waived" if row.state == "waived" else ""
+            yield _Finding(entry, rules.parity(row.stage), "", _said(row.faults), waiver, values)
     for held in entry.held:
-        if held.state == "ok":
-            continue
-        rule = rules.UNDECIDED if held.state == "undecided" else rules.demand(held.check)
-        names = ("value", "bar", "low", "high", "samples", "needed")
-        values = {name: plain(getattr(held, name)) for name in names}
-        key = f"{held.check} {held.output}"
-        yield _Finding(entry, rule, key, held.text, held.waiver, values)
-    failed = entry.state == "error" or entry.error
-    if failed or (entry.state == "failed" and report is not None and not report.rows):
-        yield _Finding(entry, rules.error(entry.code), "", _said(entry.why))
+        if held.state != "ok":
+            undecided = held.state == "undecided"
+            rule = rules.UNDECIDED if undecided else rules.demand(held.check)
+            names = ("value", "bar", "low", "high", "samples", "needed")
+            values = {name: plain(getattr(held, name)) for name in names}
+            key = f"{held.check} {held.output}"
+            yield _Finding(entry, rule, key, held.text, held.waiver, values)
+    if entry.error or report is None or (not report.passed and entry.why == NOTHING):
+        yield _Finding(entry, rules.error(entry.code), "", _said(entry.why), entry.waived)
 
 
 def _told_apart(findings: Iterable[_Finding]) -> Iterator[_Finding]:

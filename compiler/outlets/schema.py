@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from npuc.layers.found import Layers
+from npuc.outlets.entry import State
 from npuc.report import SCHEMA, Report
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -60,9 +61,10 @@ def _document(name: str, make: Any) -> Json:
 def _gate(known: dict[str, Json]) -> Json:
     pair = {
         **{name: {"type": "string"} for name in ("name", "model", "target", "source", "error")},
-        "state": {"enum": ["passed", "failed", "undecided", "error"]},
+        "state": {"enum": list(get_args(State))},
         "exit_code": {"type": "integer"},
         "cached": {"type": "boolean"},
+        **{name: {"type": "array", "items": {"type": "string"}} for name in ("waivers", "notes")},
         "seconds": {"type": "number"},
         "report": {"anyOf": [_report(known), {"type": "null"}]},
     }

@@ -6,7 +6,7 @@ from html import escape
 
 from npuc.layers.codings import Coded
 from npuc.layers.culprits import Culprit, Histogram
-from npuc.layers.measure import Layer, Layers
+from npuc.layers.found import Layer, Layers
 from npuc.layers.text import advice, decibels, finding, interval, number, share, tightest
 from npuc.pages import drawing
 

@@ -85,16 +85,19 @@ def test_junit_counts_what_its_cases_say(entries: tuple[Entry, ...]) -> None:
     other = replace(entries[0], name="gpt::cpu", model="gpt")
     suites = junit_of((*entries, other))
     assert [s.get("name") for s in suites] == ["digits", "gpt"]
-    assert (suites.get("tests"), suites.get("failures"), suites.get("errors")) == ("6", "2", "1")
+    assert (suites.get("tests"), suites.get("failures"), suites.get("errors")) == ("9", "2", "1")
     kinds = {c.get("name"): [(x.tag, x.get("type")) for x in c] for c in suites[0].iter("testcase")}
     assert kinds == {
         "cpu": [("system-out", None)], "warboy": [("system-out", None)],
         "atom": [("failure", "parity")], "dx-m1": [("failure", "undecided")],
-        "rk3588": [("error", "error")],
+        "rk3588": [("error", "error")], "rngd": [("skipped", "waived")],
+        "aries": [("system-out", None)], "tpu": [("system-out", None)],
     }  # fmt: skip
     properties = {p.get("name"): p.get("value") for p in suites[0].iter("property")}
     assert properties["atom.sqnr_db"] == "11.50" and properties["cpu.evidence"] == "twin"
-    assert "ticket 4711" in properties["warboy.waived.max_noise"]
+    assert "ticket 4711" in properties["warboy.waiver.1"]
+    assert "old silicon" in properties["aries.waiver.1"]
+    assert suites[0].get("skipped") == "1"
     failure = next(suites.iter("failure"))
     assert "\n" not in failure.get("message") and "SQNR 11.5 dB" in failure.get("message")
     assert "FAILED: artifact" in failure.text
@@ -114,7 +117,9 @@ def test_sarif_shows_the_users_line(entries: tuple[Entry, ...], root: Path) -> N
     rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
     assert [rules[r["ruleIndex"]] for r in run["results"]] == [r["ruleId"] for r in run["results"]]
     assert run["invocations"][0]["exitCode"] == 6
-    assert set(results) == {"warboy", "atom", "dx-m1", "rk3588"}
+    assert set(results) == {"warboy", "atom", "dx-m1", "rk3588", "rngd", "aries"}
+    suppressed = {name for name, result in results.items() if "suppressions" in result}
+    assert suppressed == {"warboy", "rngd", "aries"}
 
 
 def test_sarif_fingerprints_stay_while_numbers_move(entries: tuple[Entry, ...], root: Path) -> None:
@@ -187,6 +192,9 @@ def test_nothing_that_is_wrong_is_called_passed(entries: tuple[Entry, ...]) -> N
     assert Entry("n", "m", "t", entries[0].report, "it broke", 0).state != "passed"
     assert Entry("n", "m", "t", entries[0].report, "", 6).state == "failed"
     assert Entry("n", "m", "t", entries[3].report, "", 0).state == "undecided"
+    assert Entry("n", "m", "t", report, "", 0, waived="why").state == "failed"
+    assert Entry("n", "m", "t", None, "", 0, waived="why").state == "error"
+    assert [e.state for e in entries[5:]] == ["waived", "waived", "passed"]
     bare = Report("m", "t", "float", "twin", "", "r", ())
     lost = Entry("n", "m", "t", bare, "", 0)
     assert lost.state == "failed" and lost.why == ("nothing was compared",)
@@ -229,7 +237,7 @@ def test_any_text_gives_valid_documents(
 @pytest.mark.parametrize("pairs", [0, 1, 400, 4000])
 def test_a_comment_is_never_too_long(pairs: int, entries: tuple[Entry, ...]) -> None:
     long = "ü" * 30_000
-    many = [replace(entries[at % 5], name=f"digits-{at}::cpu") for at in range(pairs)]
+    many = [replace(entries[at % 8], name=f"digits-{at}::cpu") for at in range(pairs)]
     many.append(replace(entries[4], error=long))
     text = markdown.text(many)
     assert len(text.encode()) <= markdown.LIMIT
