@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from npuc.pipeline import compile, verify
     from npuc.reference import save
     from npuc.simulate import simulate
+    from npuc.training.portability import portability
 
     __version__: str
 
@@ -41,6 +42,7 @@ __all__ = [
     "UsageError",
     "compile",
     "load",
+    "portability",
     "save",
     "simulate",
     "verify",
@@ -49,6 +51,7 @@ __all__ = [
 _HOMES = {
     "compile": "npuc.pipeline",
     "load": "npuc.load",
+    "portability": "npuc.training.portability",
     "save": "npuc.reference",
     "simulate": "npuc.simulate",
     "verify": "npuc.pipeline",

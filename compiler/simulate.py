@@ -121,10 +121,10 @@ class Simulation(nn.Module):
             return
         groups: dict[Key, list[Tensors]] = {}
         for item in calls:
-            args, kwargs = _call(self.model, item)
+            args, kwargs = call_of(self.model, item)
             base = self._base(args, kwargs)
             call = base.captured.signature.flatten(args, kwargs)
-            groups.setdefault(_key(args, kwargs), []).append(call)
+            groups.setdefault(key_of(args, kwargs), []).append(call)
         if not groups:
             raise UsageError("no calibration calls", hint="an iterator that was used up before?")
         united: dict[str, Range] = {}
@@ -142,13 +142,13 @@ class Simulation(nn.Module):
         return self._at(args, kwargs).program
 
     def _base(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure:
-        key = _key(args, kwargs)
+        key = key_of(args, kwargs)
         if key not in self._structures:
             self._structures[key] = structure.structure(self.model, args, kwargs, self._found)
         return self._structures[key]
 
     def _at(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Simulated:
-        key = _key(args, kwargs)
+        key = key_of(args, kwargs)
         if key not in self._simulated:
             base = self._base(args, kwargs)
             numerics = self._found.numerics(self.precision)
@@ -181,7 +181,7 @@ def _listed(calibration: Any) -> list[Any]:
     return [calibration] if isinstance(calibration, Tensor | np.ndarray) else list(calibration)
 
 
-def _call(model: nn.Module, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def call_of(model: nn.Module, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Read one call, leaving out what forward does not take: a loader's labels."""
     args, kwargs = as_call(item)
     taken = inspect.signature(model.forward).parameters.values()
@@ -195,7 +195,8 @@ def _call(model: nn.Module, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]
     return args, kwargs
 
 
-def _key(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Key:
+def key_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Key:
+    """Return what tells calls of one shape from those of others."""
     leaves, spec = pytree.tree_flatten((args, dict(sorted(kwargs.items()))))
     return str(spec), tuple(
         (tuple(leaf.shape), str(leaf.dtype)) if isinstance(leaf, Tensor) else repr(leaf)

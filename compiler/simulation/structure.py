@@ -72,18 +72,16 @@ def check(module: nn.Module) -> None:
         )
 
 
-def structure(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Target
-) -> Structure:
-    """Export a copy of `module` for calls of this very shape and prepare it for a target.
+def exported(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure:
+    """Export a copy of `module` for calls of this very shape, before any pass.
 
-    Raises what `export` and the target's passes raise, and
-    `UnsupportedError` where constants cannot be traced back to parameters.
+    Raises what `export` raises, and `UnsupportedError` where constants cannot be traced back to
+    parameters.
     """
     copy = frozen_copy(module).cpu()
     given = _renumber(copy)
     loaded = _load(copy, args, kwargs)
-    exported = export(loaded)
+    program = export(loaded)
     raw = _unoptimized(loaded.captured)
     lineage = Lineage(raw, given)
 
@@ -92,15 +90,29 @@ def structure(
         _fill(other, fresh)
         return export(_load(other, args, kwargs)).model
 
-    lineage.step("the export", raw, exported.model, again)
+    lineage.step("the export", raw, program.model, again)
+    lineage.check(given, program.model, "the export")
+    return Structure(program, lineage, loaded.captured)
+
+
+def structure(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Target
+) -> Structure:
+    """Export a copy of `module` for calls of this very shape and prepare it for a target.
+
+    Raises what `exported` and the target's passes raise, and
+    `UnsupportedError` where constants cannot be traced back to parameters.
+    """
+    base = exported(module, args, kwargs)
+    lineage = base.lineage
 
     def watch(item: Pass, before: Program, after: Program) -> None:
         lineage.step(item.name, before.model, after.model, _again(item, before, target))
 
-    program = run(exported, (*standard({}), *per_target.prepare(target)), target.profile, watch)
-    program = _named(program)
-    lineage.check(given, program.model, "the preparation")
-    return Structure(program, lineage, loaded.captured)
+    passes = (*standard({}), *per_target.prepare(target))
+    program = _named(run(base.program, passes, target.profile, watch))
+    lineage.check(parameters(base.captured.native), program.model, "the preparation")
+    return replace(base, program=program)
 
 
 def _again(item: Pass, before: Program, target: Target) -> Again:
