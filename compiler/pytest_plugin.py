@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Collection, Generator, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -165,8 +165,7 @@ class Parity:
         if not self.outcome.passed:
             self._fail()
 
-    def _fail(self) -> Any:
-        __tracebackhide__ = True
+    def _fail(self) -> NoReturn:
         pytest.fail(self.outcome.text(), pytrace=False)
 
 
