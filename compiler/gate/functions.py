@@ -16,14 +16,17 @@ or a dict of arrays where the file holds several; None without a file.
 import ast
 import contextlib
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from npuc.errors import UsageError
 from npuc.facts.schema import near
+
+_INSTALLED = frozenset({"npuc", "numpy", "onnx", "onnxruntime", "torch", "tvm", "__main__"})
+"""What cannot be loaded twice into one process, whatever folders are called."""
 
 
 def locate(function: str, folder: Path) -> Path:
@@ -63,38 +66,49 @@ def _defined(tree: ast.Module) -> tuple[set[str], bool]:
     return names, "*" in names or "__getattr__" in names
 
 
-def load(function: str, folder: Path) -> Callable[..., Any]:
-    """Import ``module:function`` from `folder`; raises `UsageError` with what went wrong."""
+@contextlib.contextmanager
+def loaded(function: str, folder: Path) -> Iterator[Callable[..., Any]]:
+    """Import ``module:function`` from `folder`, and let it import more while it is in use.
+
+    Modules of the same names that others have loaded from elsewhere are put aside meanwhile, and
+    what was loaded here is forgotten: the next use reads the files again. Raises `UsageError` with
+    what went wrong.
+    """
     module, _, name = function.partition(":")
     path = locate(function, folder)
-    with _importing(folder, module):
+    with _importing(folder.resolve()):
         try:
             found = getattr(importlib.import_module(module), name)
         except Exception as error:  # the user's code runs here
             what = f"{type(error).__name__}: {error}"
             raise UsageError(f"{function} cannot be imported from {path}: {what}") from error
-    if not callable(found):
-        raise UsageError(f"{function} in {path} is {type(found).__name__}, not a function")
-    call: Callable[..., Any] = found
-    return call
+        if not callable(found):
+            raise UsageError(f"{function} in {path} is {type(found).__name__}, not a function")
+        yield found
 
 
 @contextlib.contextmanager
-def _importing(folder: Path, module: str) -> Iterator[None]:
-    """Let imports start in `folder`, whatever modules of the same names others have loaded."""
-    place, before = str(folder.resolve()), dict(sys.modules)
-    own = {p.stem for p in folder.glob("*.py")} | {module.partition(".")[0]}
-    own |= {p.parent.name for p in folder.glob("*/__init__.py")}
-    for name in list(sys.modules):
-        if name.partition(".")[0] in own and name not in ("__main__",):
-            del sys.modules[name]
-    sys.path.insert(0, place)
+def _importing(folder: Path) -> Iterator[None]:
+    own = {p.stem for p in folder.glob("*.py")} | {p.parent.name for p in folder.glob("*/*.py")}
+
+    def known() -> dict[str, ModuleType]:
+        """Return loaded modules of the folder's names, those of installed packages left out."""
+        return {
+            name: module
+            for name, module in sys.modules.items()
+            if name.partition(".")[0] in own and name.partition(".")[0] not in _INSTALLED
+        }
+
+    before = known()
+    for name in before:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
         yield
     finally:
-        sys.path.remove(place)
-        for name in list(sys.modules):
-            if name.partition(".")[0] in own:
-                del sys.modules[name]
-        sys.modules.update({n: m for n, m in before.items() if n.partition(".")[0] in own})
+        with contextlib.suppress(ValueError):  # the user's code may have changed it
+            sys.path.remove(str(folder))
+        for name in known():
+            del sys.modules[name]
+        sys.modules.update(before)

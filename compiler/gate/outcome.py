@@ -85,7 +85,8 @@ class Outcome:
     def text(self) -> str:
         """Return all there is to say: the report or the error, and the notes."""
         head = f"{self.pair.name}: {self.state.upper()}"
-        body = self.report.table() if self.report is not None else str(self.error)
+        table = self.report.table() if self.report is not None else ""
+        body = str(self.error) if self.error is not None else table
         return "\n".join([head, body, *(f"note: {note}" for note in self.notes)])
 
 

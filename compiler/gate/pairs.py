@@ -1,10 +1,13 @@
 """What a gate checks: models, the targets each is held on, what must hold, and what is waived."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+from npuc.errors import UsageError
+from npuc.facts.schema import near
 
 CONFIDENCE = 0.95
 """How sure a verdict on a rate must be: one in twenty healthy rates at the bar may be refused."""
@@ -131,6 +134,29 @@ class Spec:
     def pairs(self) -> tuple[Pair, ...]:
         """Return every model on each of its targets, in the order of the file."""
         return tuple(self._pairs())
+
+    def only(self, models: Sequence[str] = (), targets: Sequence[str] = ()) -> "Spec":
+        """Return the part about some models and targets; none named stands for all.
+
+        Raises `UsageError` for names that are in no pair of this gate.
+        """
+        faults = [
+            f"this gate has no {what} {name!r}{near(name, known)}: it has {', '.join(known)}"
+            for what, names, known in (
+                ("model", models, [model.name for model in self.models]),
+                ("target", targets, list(dict.fromkeys(p.target for p in self.pairs()))),
+            )
+            for name in names
+            if name not in known
+        ]
+        kept = []
+        for model in self.models if not faults else ():
+            held = tuple(t for t in model.targets if not targets or t in targets)
+            if held and (not models or model.name in models):
+                kept.append(replace(model, targets=held))
+        if not kept:
+            raise UsageError("\n".join(faults) or "these models are on none of these targets")
+        return replace(self, models=tuple(kept))
 
     def _pairs(self) -> Iterator[Pair]:
         for model in self.models:
