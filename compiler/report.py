@@ -130,7 +130,7 @@ class Report:
         lines.insert(1, "-" * max(map(len, lines)))
         about = [head, f"reference: {self.reference}", *_dims(self.dims), evidence]
         about += [*(self.mixed.lines() if self.mixed else ()), *self._host(), "", *lines]
-        about += [f"{held.state}: {held.text}" for held in self.held]
+        about += [f"{h.state}: {h.text}{f' ({h.waiver})' if h.waiver else ''}" for h in self.held]
         about += ["", *(f"note: {note}" for note in self.notes)]
         about += _wrapped("not public: ", [f"{name} {text}" for name, text in self.assumed.items()])
         for row in self.rows:
@@ -159,10 +159,14 @@ class Report:
             what = f"evidence: {self.evidence}" + (f"; {self.vendor}" if self.vendor else "")
             if any(row.state == "not run" for row in self.rows):
                 return [f"PASSED as far as it was run; the artifact was NOT ({what})"]
+            states = [row.state for row in self.rows] + [held.state for held in self.held]
+            if waived := states.count("waived"):
+                return [f"PASSED with {waived} waived: all else is within its bar ({what})"]
             return [f"PASSED: every step answers like the original, within its bar ({what})"]
         if self.undecided:
             more = max(held.needed for held in self.missed)
-            return [f"UNDECIDED: {more:,} more samples needed"]
+            what = f"{more:,} more samples needed" if more else "no number of samples would decide"
+            return [f"UNDECIDED: {what}"]
         missed = [row.stage for row in self.failures] + [held.check for held in self.missed]
         names = ", ".join(missed) or "nothing was compared"
         first = self.failures[0] if self.failures else None

@@ -173,8 +173,9 @@ class Validator:
         )
         state = "failed" if faults else "ok"
         self.rows.append(Row("artifact", state, original, step, "both", bar, faults, len(calls)))
+        settled = self._settled(calls, got)
         for demand in self.policy.demands:
-            self.held += demand.judge(calls, self.reference.outputs, got, floor)
+            self.held += demand.judge(calls, self.reference.outputs, settled, floor)
 
     def unrun(self, why: str) -> None:
         """Add a row that says that the artifact was not run."""
@@ -208,6 +209,16 @@ class Validator:
     def _original(self, answers: Sequence[Tensors]) -> tuple[Difference, ...]:
         expected = self.reference.outputs[: len(answers)]
         return differences(expected, answers, self.ties, self.by_scores(self.reference.samples))
+
+    def _settled(self, calls: Sequence[Tensors], got: Sequence[Tensors]) -> Sequence[Tensors]:
+        """Return answers with the original's index wherever another is as good a choice."""
+        settle, pairs = self.by_scores(calls), zip(self.reference.outputs, got, strict=True)
+        if settle is None:
+            return got
+        return [
+            {name: settle(name, at, array, answer[name]) for name, array in original.items()}
+            for at, (original, answer) in enumerate(pairs)
+        ]
 
     def _answers(self, program: Program) -> list[list[Tensors]]:
         if self._last is None or self._last[0].model is not program.model:

@@ -31,7 +31,7 @@ def judged(
     said = {
         "ok": wanted,
         "failed": f"{wanted}: it is {'less' if at_least else 'more'}",
-        "undecided": f"{wanted}: {found.wanted}",
+        "undecided": f"{wanted}: {found.wanted.removeprefix('undecided: ')}",
     }[found.state]
     text = (
         f"{what} on {found.samples:,} samples ({sure}, each end at {confidence:.4g} confidence), "
