@@ -225,6 +225,7 @@ def from_program(
         "inputs": what,
         "runs": 2,
         "noise_floor": "one-ulp perturbation of inputs and weights, 4 draws",
+        "sha256_onnx_weights": _weights(program),
         "sha256_inputs": floors.digest(samples),
         "sha256_outputs": floors.digest(outputs),
     }
@@ -233,6 +234,17 @@ def from_program(
         Reference(
             samples, outputs, noise.floor, fingerprint, tuple(calibration) or samples, noise=noise
         )
+    )
+
+
+def _weights(program: Program) -> str:
+    values = program.model.graph.initializers.values()
+    return floors.digest(
+        {
+            str(v.name): np.asarray(v.const_value.numpy())
+            for v in values
+            if v.const_value is not None
+        }
     )
 
 

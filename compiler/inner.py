@@ -2,7 +2,7 @@
 
 import contextlib
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,14 +20,9 @@ if TYPE_CHECKING:
 
 def check(module: "torch.nn.Module", names: Sequence[str]) -> None:
     """Raise `UsageError` naming every entry that is no module of the model."""
-    import torch
-
-    known = [name for name, _ in module.named_modules(remove_duplicate=False) if name]
-    if names and isinstance(module, torch.fx.GraphModule):
-        raise UsageError(
-            "an exported program runs no modules: there are no intermediates to record",
-            hint="record them where the model is: npuc.save(model, …, intermediates=[…])",
-        )
+    if not names:
+        return
+    known = modules(module)
     faults = []
     for name in names:
         if name not in known:
@@ -40,6 +35,18 @@ def check(module: "torch.nn.Module", names: Sequence[str]) -> None:
         )
 
 
+def modules(module: "torch.nn.Module") -> list[str]:
+    """Return the modules whose results can be recorded.
+
+    In a captured graph those that one tensor leaves per call, as far as torch kept their names.
+    """
+    import torch
+
+    if isinstance(module, torch.fx.GraphModule):
+        return [name for name in _leaving(module) if "@" not in name]
+    return [name for name, _ in module.named_modules(remove_duplicate=False) if name]
+
+
 @contextlib.contextmanager
 def tapped(
     module: "torch.nn.Module", names: Sequence[str]
@@ -49,11 +56,27 @@ def tapped(
     A module's one tensor has the module's name; several are ``name:0``, ``name:1`` …; those of
     later calls of the same module begin with ``name@1``.
     """
+    import torch
+
+    seen: dict[str, np.ndarray[Any, Any]] = {}
+    if not names:
+        yield seen
+        return
+    how = _in_graph if isinstance(module, torch.fx.GraphModule) else _by_hooks
+    undo = how(module, names, seen)
+    try:
+        yield seen
+    finally:
+        undo()
+
+
+def _by_hooks(
+    module: "torch.nn.Module", names: Sequence[str], seen: dict[str, "np.ndarray[Any, Any]"]
+) -> Callable[[], None]:
     from torch.utils import _pytree as pytree
 
     from npuc.signature import to_array
 
-    seen: dict[str, np.ndarray[Any, Any]] = {}
     times = dict.fromkeys(names, 0)
     wanted = dict(module.named_modules(remove_duplicate=False))
 
@@ -69,11 +92,52 @@ def tapped(
         return keep
 
     handles = [wanted[name].register_forward_hook(hook(name)) for name in names]
-    try:
-        yield seen
-    finally:
+
+    def undo() -> None:
         for handle in handles:
             handle.remove()
+
+    return undo
+
+
+def _in_graph(
+    module: Any, names: Sequence[str], seen: dict[str, "np.ndarray[Any, Any]"]
+) -> Callable[[], None]:
+    """Let a captured graph hand out the values that leave the named modules."""
+    from npuc.signature import to_array
+
+    def keep(name: str, tensor: Any) -> None:
+        seen[name] = to_array(tensor)
+
+    added = []
+    for name, node in _leaving(module).items():
+        if name.split("@")[0] in names:
+            with module.graph.inserting_after(node):
+                added.append(module.graph.call_function(keep, (name, node)))
+    module.recompile()
+
+    def undo() -> None:
+        for node in added:
+            module.graph.erase_node(node)
+        module.recompile()
+
+    return undo
+
+
+def _leaving(module: Any) -> dict[str, Any]:
+    """Return the calls of modules (``name``, ``name@1``) that one graph node leaves, with it."""
+    inside: dict[str, set[Any]] = {}
+    for node in module.graph.nodes:
+        for key, (path, _) in node.meta.get("nn_module_stack", {}).items():
+            if path:
+                _, at, times = key.partition("@")
+                inside.setdefault(path + at + times, set()).add(node)
+    found = {}
+    for path, nodes in inside.items():
+        leaving = [n for n in module.graph.nodes if n in nodes and set(n.users) - nodes]
+        if len(leaving) == 1:
+            found[path] = leaving[0]
+    return found
 
 
 def values(model: "ir.Model", names: Sequence[str]) -> dict[str, str]:
@@ -109,7 +173,8 @@ def compare(reference: "Reference", exported: Program) -> tuple[str, ...]:
     from npuc.runners import OnnxRunner
 
     names = list(reference.intermediates[0])
-    places = values(exported.model, names)
+    once = [name for name in names if f"{name}@1" not in names]  # else which call is it?
+    places = values(exported.model, once)
     inside = {tensor for tensor in places.values()} - {port.name for port in exported.outputs}
     runner = OnnxRunner(exported, "intermediates", sorted(inside))
     got = [runner(call) for call in reference.samples[: len(reference.intermediates)]]

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from npuc import artifact
+from npuc import artifact, stored, trust
+from npuc.answers import Reference
 from npuc.errors import ArtifactError
 from npuc.jsonable import plain
 from npuc.members import MODEL, PARITY
@@ -43,6 +44,9 @@ def look(source: str) -> dict[str, Any]:
             about |= _program(read_onnx(path))
         case "pt2":
             about |= _exported(source)
+        case "safetensors" if stored.is_reference(path):
+            about |= {"kind": "reference", "what": "recorded answers, without a model"}
+            about["recorded"] = _recorded_with(stored.read(path))
         case "safetensors":
             about["tensors"] = dict(_safetensors(path))
     if kind.imports:
@@ -120,12 +124,18 @@ def _exported(source: str) -> dict[str, Any]:
         "weight_bytes": sum(getattr(tensor, "nbytes", 0) for tensor in tensors),
     }
     if loaded.reference is not None:
-        about["recorded"] = {
-            "samples": len(loaded.reference.samples),
-            "calibration": len(loaded.reference.calibration),
-            "fingerprint": plain(loaded.reference.fingerprint),
-        }
+        about["recorded"] = _recorded_with(loaded.reference)
     return about
+
+
+def _recorded_with(reference: Reference) -> dict[str, Any]:
+    return {
+        "samples": len(reference.samples),
+        "calibration": len(reference.calibration),
+        "id": reference.id,
+        "fingerprint": {k: v for k, v in plain(reference.fingerprint).items() if k != "id"},
+        "doubts": list(trust.doubts(reference)),
+    }
 
 
 def _called(node: Any) -> str:
@@ -174,9 +184,10 @@ def _wrapped(operators: Mapping[str, int]) -> list[str]:
 def _recorded(about: Mapping[str, Any] | None) -> str:
     if about is None:
         return ""
-    rows = [["samples", about["samples"]], ["calibration", about["calibration"]]]
+    rows = [[k, about[k]] for k in ("samples", "calibration", "id") if k in about]
     stated = {k: v for k, v in about["fingerprint"].items() if v is not None}
     rows += [[k, ", ".join(v) if isinstance(v, list) else v] for k, v in stated.items()]
+    rows += [["doubt", reason] for reason in about.get("doubts", ())]
     return section("Recorded with it", rows)
 
 
@@ -187,8 +198,14 @@ def _origin(about: Mapping[str, Any]) -> str:
         *([["vendor", about["vendor"]]] if about["vendor"] else []),
         ["written by", f"npuc {about['npuc']}, format {about['format']}"],
         *([["parity", _verdict(about["parity"])]] if "parity" in about else []),
+        *([["reference", known]] if (known := _reference_id(about.get("parity"))) else []),
     ]
     return section("Artifact", rows)
+
+
+def _reference_id(parity: Mapping[str, Any] | None) -> str:
+    fingerprint = (parity or {}).get("fingerprint")
+    return str(fingerprint.get("id", "")) if isinstance(fingerprint, dict) else ""
 
 
 def _verdict(parity: Mapping[str, Any]) -> str:

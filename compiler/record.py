@@ -81,7 +81,7 @@ def save(
             captured, chosen, data, "recorded by npuc.save", tuple(intermediates),
             seed=torch.initial_seed(),
         )  # fmt: skip
-        stored.bounded(found, max_bytes, "max_bytes=")
+        stored.bounded(found, max_bytes)
         trust.require(found, strict)
         write(captured, found, Path(path))
     if summary.beside(Path(path)).exists():

@@ -81,6 +81,14 @@ def read(path: Path) -> Reference:
         ) from error
 
 
+def is_reference(path: Path) -> bool:
+    """Whether a safetensors file is one that `write` wrote; only its header is read."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        head = json.loads(file.read(length))
+    return _KEY in (head.get("__metadata__") or {})
+
+
 def verified(reference: Reference) -> Reference:
     """Return it; raises `ValueError` where its content is not what its id says."""
     stated = reference.fingerprint.get("id")
@@ -160,7 +168,7 @@ def arrays(data: bytes) -> dict[str, "np.ndarray[Any, Any]"]:
     return {name: _array(**parts) for name, parts in deserialize(data)}
 
 
-def bounded(reference: Reference, limit: int, what: str = "--max-size") -> None:
+def bounded(reference: Reference, limit: int) -> None:
     """Raise `UsageError` where a reference is larger than `limit` bytes; says what would fit."""
     pairs = zip(reference.samples, reference.outputs, strict=True)
     per = [sum(a.nbytes for call in pair for a in call.values()) for pair in pairs]
@@ -173,13 +181,12 @@ def bounded(reference: Reference, limit: int, what: str = "--max-size") -> None:
         used, fit = used + per[fit], fit + 1
     parts = f"{len(per)} samples with their answers, {size(sum(per))}"
     parts += f", and {size(fixed)} of calibration inputs and intermediates" if fixed else ""
+    fewer = f"record the first {fit}" if fit else "fewer calibration inputs or intermediates"
     needed = -(-total // 10**6)
     raise UsageError(
         f"the reference is {size(total)}, more than the {size(limit)} allowed: {parts}\n  "
         f"{fit} of the {len(per)} samples would fit",
-        hint=f"record the first {fit}, or allow more: {what} {needed}MB"
-        if fit
-        else f"fewer calibration inputs or intermediates, or allow more: {what} {needed}MB",
+        hint=f"{fewer}, or allow more: --max-size {needed}MB, max_bytes={needed}_000_000",
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from npuc import floors
 from npuc.answers import Reference
 from npuc.errors import ParityError
 from npuc.floors import FLOAT64
@@ -152,12 +153,12 @@ def _inputs(reference: Reference) -> Iterator[Doubt]:
     what = str(reference.fingerprint.get("inputs", ""))
     if what.startswith("random inputs"):
         yield Doubt("random", "random inputs: nothing a user would send", "real --inputs/--samples")
-    count = _rows(reference)
+    count = _distinct(reference)
     if count < FEW:
         yield Doubt(
             "few",
-            f"{count} sample{'s' if count > 1 else ''}: fewer than {FEW} say little",
-            f"at least {FEW} samples",
+            f"{count} different sample{'s' if count > 1 else ''}: fewer than {FEW} say little",
+            f"at least {FEW} different samples",
         )
     for name, first in reference.outputs[0].items():
         others = [call[name] for call in reference.outputs[1:]]
@@ -170,12 +171,18 @@ def _inputs(reference: Reference) -> Iterator[Doubt]:
             )
 
 
-def _rows(reference: Reference) -> int:
-    """Count samples: calls, or what lies along their first axis where that is dynamic."""
-    batched = [name for name, axes in reference.axes.items() if 0 in axes]
-    if not batched:
-        return len(reference.samples)
-    return sum(int(call[batched[0]].shape[0]) for call in reference.samples)
+def _distinct(reference: Reference) -> int:
+    """Count different samples, up to `FEW`: calls, or rows where the first axis is dynamic."""
+    batched = {name for name, axes in reference.axes.items() if 0 in axes}
+    seen: set[str] = set()
+    for call in reference.samples:
+        rows = min((call[name].shape[0] for name in batched if name in call), default=1)
+        for row in range(rows if batched else 1):
+            parts = {n: a[row : row + 1] if n in batched else a for n, a in call.items()}
+            seen.add(floors.digest(parts))
+            if len(seen) == FEW:
+                return FEW
+    return len(seen)
 
 
 def _differ(reference: Reference) -> bool:

@@ -157,6 +157,8 @@ def test_compile_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "eval_mode": True,
         "calibration": Path("c"),
         "samples": Path("s"),
+        "reference": None,
+        "strict": False,
         "observer": "mse",
         "calibration_table": Path("t.json"),
         "rounding": "gptq",
@@ -227,6 +229,7 @@ def test_verify_passes_on_and_returns_the_code(
     words = ["verify", "a.npuc", "--samples", "s", "--against", "m.pt", "--min-sqnr", "9"]
     assert main(words) == 6
     passed_on = {"samples": Path("s"), "against": Path("m.pt"), "policy": Policy(sqnr_db=9.0)}
+    passed_on |= {"reference": None, "strict": False}
     assert calls == [((Path("a.npuc"),), passed_on)]
     assert capsys.readouterr().out == "table of 6\n"
     assert main(["verify", "a.npuc", "--json"]) == 6
