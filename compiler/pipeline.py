@@ -120,9 +120,11 @@ def compile(
         trust_pickle=trust_pickle, eval_mode=eval_mode,
     )  # fmt: skip
     if loaded.kind == "npuc":
-        pairs = zip(targets, paths, strict=True)
+        if reference is not None:
+            raise UsageError(f"{label} is an artifact: it carries its own reference")
         return [
-            recheck.finish(Path(str(loaded.path)), t, path, options, policy) for t, path in pairs
+            recheck.finish(Path(str(loaded.path)), t, path, options, policy, strict)
+            for t, path in zip(targets, paths, strict=True)
         ]
 
     if reference is not None:

@@ -88,12 +88,18 @@ def _other_weights(opened: Artifact, reference: Reference) -> list[str]:
 
 
 def finish(
-    source: Path, target: Target, path: Path, options: LowerOptions, policy: Policy | None = None
+    source: Path,
+    target: Target,
+    path: Path,
+    options: LowerOptions,
+    policy: Policy | None = None,
+    strict: bool = False,
 ) -> Compiled:
     """Let the vendor's compiler finish an artifact's hand-over kit, and check the result again.
 
     Raises `UsageError` where the artifact is for another target or nothing is left to do,
-    `ToolchainError` where the vendor's compiler is missing or fails.
+    `ToolchainError` where the vendor's compiler is missing or fails, `ParityError` under `strict`
+    where the stored reference is doubtful.
     """
     opened = artifact.read(source)
     opened.verify()
@@ -104,6 +110,7 @@ def finish(
         )
     if not isinstance(target, Finisher):
         raise UsageError(f"{source}: for target {target.name} nothing is left to do")
+    trust.require(_stored(opened), strict)
     options = replace(options, precision=opened.manifest.precision)
     with tempfile.TemporaryDirectory(prefix="npuc-") as work:
         payload = target.finish(dict(opened), options, Path(work))

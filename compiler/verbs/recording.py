@@ -111,8 +111,8 @@ def _again(
         )  # fmt: skip
         out(outcome.text)
         if check and outcome.stale:
-            named = f"{models[0]} " if path is not None and models else ""
-            out(f"→ npuc record {named}--update {file}")
+            again = "the same without --check" if path else f"npuc record --update {file}"
+            out(f"→ to record what is true now: {again}")
         codes.append(ParityError.exit_code if check and outcome.stale else 0)
     return worst(codes)
 
