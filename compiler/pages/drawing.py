@@ -1,73 +1,119 @@
-"""What the HTML pages share: their style, their frame, and how numbers and drawings are spelled."""
+"""What the HTML pages share: their frame, and how numbers and drawings are spelled."""
 
 import math
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from html import escape
 
-STYLE = """
-:root{color-scheme:light dark;--line:#8884;--soft:#8882;--good:#1a7f37;--bad:#cf222e;--bar:#2f6feb;
---memory:#bf8700}
-@media(prefers-color-scheme:dark){:root{--good:#3fb950;--bad:#f85149;--bar:#58a6ff;--memory:#d29922}}
-body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:76rem;padding:1.5rem}
-h1{font-size:1.5rem;margin:0 0 .3rem}h2{font-size:1.15rem;margin:2rem 0 .3rem}p{margin:.3rem 0}
-.wide{overflow-x:auto}table{border-collapse:collapse;width:100%}
-th,td{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top;
-white-space:nowrap}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-td.t{white-space:normal;min-width:13rem}
-.ok{color:var(--good)}.bad{color:var(--bad);font-weight:600}.dim{opacity:.7}
-details{border-top:1px solid var(--line);padding:.5rem 0}summary{cursor:pointer;font-weight:600}
-svg{display:block;max-width:100%;min-width:36rem;height:auto}
-svg.small{min-width:0;width:100%}
-svg text{fill:currentColor;font:12px system-ui}
-code{background:var(--soft);padding:0 .25em;border-radius:3px}li{margin:.15rem 0}
-.cards{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(22rem,100%),1fr))}
-.cards>div{min-width:0;overflow-wrap:anywhere}.key{display:inline-block;margin-right:1em}.key::before{content:"";display:inline-block;width:.8em;
-height:.8em;border-radius:50%;background:var(--of);margin-right:.3em}
-"""
+from npuc.pages.style import SCRIPT, STYLE
+from npuc.text import harmless
 
 TOP = 60.0
 """Decibels at which bars end: beyond it nothing is lost that anyone could see."""
 
 
 def document(title: str, body: str) -> str:
-    """Return a whole page that asks for nothing else; `title` is text, `body` is HTML."""
-    return f"""<!doctype html>
+    """Return a whole page that asks for nothing else; `title` is text, `body` is HTML.
+
+    Its policy lets nothing be fetched and no script run but its own, whatever a name may hold.
+    """
+    seal = b64encode(sha256(SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{seal}'"
+    return harmless(f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{escape(title)}</title><style>{STYLE}</style></head><body>
-<h1>{escape(title)}</h1>
 {body}
-</body></html>
-"""
+<script>{SCRIPT}</script></body></html>
+""")
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[str]) -> str:
+def part(title: str, body: str, opened: bool = True, level: int = 2) -> str:
+    """Return a part of a page that folds; "" without a body. `title` is text, `body` is HTML."""
+    if not body:
+        return ""
+    return (
+        f"<details{' open' * opened}><summary><h{level}>{escape(title)}</h{level}></summary>"
+        f"{body}</details>"
+    )
+
+
+def tiles(items: Iterable[tuple[str, str]]) -> str:
+    """Return numbers to be seen first, each with what it is below it; both are text."""
+    shown = "".join(f"<div><b>{escape(n)}</b><span>{escape(w)}</span></div>" for n, w in items)
+    return f'<div class="tiles">{shown}</div>' if shown else ""
+
+
+def listed(items: Iterable[str]) -> str:
+    """Return a list of texts, or "" where there are none."""
+    shown = "".join(f"<li>{escape(item)}</li>" for item in items)
+    return f"<ul>{shown}</ul>" if shown else ""
+
+
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[str], stack: bool = False
+) -> str:
     """Return a table that scrolls sideways; heads are text, cells HTML.
 
-    `kinds` has a CSS class for each column: "n" for numbers, "t" for text that wraps, or "".
+    `kinds` has a CSS class for each column: "n" for numbers, "t" for text that wraps, or "". On a
+    phone one to `stack` sets the cells of a row below one another, each with its head.
     """
     heads = "".join(
-        f'<th class="{kind}">{escape(name)}</th>' if kind == "n" else f"<th>{escape(name)}</th>"
+        f'<th scope="col" class="{kind}">{escape(name)}</th>'
         for name, kind in zip(head, kinds, strict=True)
     )
     body = "".join(
         "<tr>"
-        + "".join(f'<td class="{k}">{cell}</td>' for cell, k in zip(row, kinds, strict=True))
+        + "".join(
+            f'<td class="{kind}" data-head="{escape(name)}">{cell}</td>'
+            for cell, kind, name in zip(row, kinds, head, strict=True)
+        )
         + "</tr>"
         for row in rows
     )
-    whole = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="wide">{whole}</div>'
+    shown = f"<thead><tr>{heads}</tr></thead>" if any(head) else ""
+    kind = ' class="stack"' if stack else ""
+    return f'<div class="wide"><table{kind}>{shown}<tbody>{body}</tbody></table></div>'
 
 
-def picture(width: int, height: int, label: str, parts: Iterable[str], small: bool = False) -> str:
-    """Return an SVG drawing; a small one shrinks to its place, others scroll on a phone."""
-    kind = ' class="small"' if small else ""
+def bars(
+    rows: Iterable[tuple[str, float, str, str]], mark: float | None = None, marked: str = ""
+) -> str:
+    """Return horizontal bars: label, share of the full length, words beside it, and colour.
+
+    `mark` is a share at which a line crosses them, and `marked` says what it is.
+    """
+    cells, longest = [], 0
+    for label, share, words, colour in rows:
+        longest = max(longest, len(words))
+        ends = f"--share:{min(max(share, 0.0), 1.0):.4f};--of:var(--{colour})"
+        cells.append(
+            f'<span>{escape(label)}</span><div style="{ends}"><i></i>{escape(words)}</div>'
+        )
+    room = f"--full:100% - {0.8 + 0.55 * longest:.1f}rem"
+    at = f' style="{room}{"" if mark is None else f";--mark:{mark:.4f}"}"'
+    kind = "bars" if mark is None else "bars marked"
+    key = f'<p class="dim"><span class="key" style="--of:var(--bad)">{escape(marked)}</span></p>'
+    return f'{key if marked else ""}<div class="{kind}"{at}>{"".join(cells)}</div>'
+
+
+def picture(width: int, height: int, label: str, parts: Iterable[str], kind: str = "") -> str:
+    """Return an SVG drawing.
+
+    A "small" one shrinks to its place and a "tiny" one keeps its size; others scroll on a phone.
+    The dots of one to "probe" can be chosen, and say below it what they are.
+    """
+    focus = ' tabindex="0"' if kind == "probe" else ""
+    if kind not in ("small", "tiny"):
+        focus += f' style="min-width:{min(width, 840)}px"'
     drawing = (
-        f'<svg{kind} viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+        f'<svg class="{kind}" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img" aria-label="{escape(label)}"{focus}>{"".join(parts)}</svg>'
     )
-    return drawing if small else f'<div class="wide">{drawing}</div>'
+    said = '<output aria-live="polite"></output>' if kind == "probe" else ""
+    return drawing if kind in ("small", "tiny") else f'<div class="wide">{drawing}</div>{said}'
 
 
 def line(x1: float, y1: float, x2: float, y2: float, colour: str, more: str = "") -> str:

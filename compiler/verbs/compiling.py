@@ -129,7 +129,7 @@ def compile_verb(
         from npuc.pages import page
 
         reports = [c.report for c in done]
-        outputs.text(html, page.fitting(reports, {n: e.message for n, e in failures.items()}))
+        outputs.text(html, page.fitting(reports, failures))
     if as_json:
         data = [{"artifact": str(c.artifact_path), **c.report.to_json()} for c in done]
         errors = {name: {"exit_code": e.exit_code, "error": str(e)} for name, e in failures.items()}

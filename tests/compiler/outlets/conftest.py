@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from npuc.held import Held
-from npuc.layers.codings import Coded
-from npuc.layers.culprits import BINS, Culprit, Histogram
-from npuc.layers.measure import Layer, Layers
+from npuc.layers.found import BINS, Coded, Culprit, Histogram, Layer, Layers
 from npuc.metrics import Difference
 from npuc.outlets.entry import Entry
 from npuc.policy import Bar
@@ -78,9 +76,7 @@ def entries() -> tuple[Entry, ...]:
         entry("atom", report("atom", fails=True, layers=LAYERS)),
         entry("dx-m1", report("dx-m1", OPEN)),
         entry("rk3588", None, odd, 4),
-        replace(
-            entry("rngd", None, "no such operator: Foo", 0), waived="asked; until May"
-        ),
+        replace(entry("rngd", None, "no such operator: Foo", 0), waived="asked; until May"),
         entry("aries", replace(known, rows=(*known.rows[:2], let))),
         replace(entry("tpu", report("tpu")), cached=True, notes=("the waiver of x EXPIRED",)),
     )
