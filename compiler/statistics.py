@@ -127,7 +127,8 @@ def corpus_drop_at_most(
     in any order the same, and never of width zero, as a bootstrap is where no sample differs.
 
     This is asymptotic: it holds for metrics that are smooth in the weight of a sample, and for
-    many samples. Below `FEW` it decides nothing. Above `GROUPS` samples are left out in groups,
+    many samples. Below `FEW` it decides nothing, nor where the metric is NaN without one of the
+    samples: then it asks for as many again. Above `GROUPS` samples are left out in groups,
     drawn with a fixed seed; a group then counts as one sample.
     """
     if n < 1:
@@ -136,9 +137,11 @@ def corpus_drop_at_most(
     _check("bar", bar, -width, width)
     reference, candidate = score(np.arange(n))
     drop = reference - candidate
-    if n < 2:
-        return Verdict("undecided", -width, width, drop, n, FEW - n)
-    pseudo = _pseudo_values(score, n, drop, bar)
+    if not math.isfinite(drop):
+        raise UsageError(f"the metric drops from {reference} to {candidate}: it needs a number")
+    pseudo = _pseudo_values(score, n, drop, bar) if n > 1 else np.array([math.nan])
+    if not np.isfinite(pseudo).all():  # one sample is all there is of something
+        return Verdict("undecided", -width, width, drop, n, max(n, FEW - n))
     count = pseudo.size
     ends = min(-width, float(pseudo.min())), max(width, float(pseudo.max()))
     found = _Values.of(pseudo, *ends).at_most(bar, confidence)
@@ -157,8 +160,6 @@ def _pseudo_values(score: CorpusScore, n: int, drop: float, bar: float) -> Array
     for g in range(count):
         reference, candidate = score(np.flatnonzero(group != g))
         left[g] = reference - candidate
-    if not np.isfinite([drop, *left]).all():
-        raise UsageError("the metric is NaN or infinite on these samples, or without one of them")
     pseudo: Array = drop + (count - 1) * (left.mean() - left)
     return pseudo
 

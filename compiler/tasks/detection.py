@@ -1,5 +1,6 @@
 """Mean average precision as COCO defines it, from named outputs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -146,7 +147,10 @@ class Table:
         return cls(tuple(tables), counts)
 
     def average_precision(self, chosen: Array) -> float:
-        """Return mAP over the images of an index: the mean over overlaps and wanted classes."""
+        """Return mAP over the images of an index: the mean over overlaps and wanted classes.
+
+        NaN where there is nothing to find.
+        """
         inside = np.zeros(self.wanted.shape[1], bool)
         inside[chosen] = True
         found = [
@@ -157,9 +161,7 @@ class Table:
             if total
             for keep in (inside[images],)
         ]
-        if not found:
-            raise UsageError("there is nothing to find in these samples")
-        return float(np.mean(found))
+        return float(np.mean(found)) if found else math.nan
 
 
 def match(found: Array, wanted: Array, overlaps: Sequence[float]) -> Array:

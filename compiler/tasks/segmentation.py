@@ -1,5 +1,6 @@
 """Mean intersection over union, from logits or label maps."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ def measure(
     ignore: int = 255,
     ties: float = 0.0,
 ) -> Corpus:
-    """Score by mIoU: per class over all samples, then averaged over classes that come up.
+    """Score by mIoU: per class over all samples, then over classes in the truth or the answer.
 
     `scores` names the output: float (1, classes, height, width), or integers that are classes
     (1, height, width). By default the only float output, else the only one of integers. Labels
@@ -39,13 +40,14 @@ def measure(
 
     def score(chosen: Array) -> tuple[float, float]:
         sums = areas[chosen].sum(axis=0)  # (reference and candidate, shared and united, classes)
-        present = sums[:, 1].max(axis=0) > 0
-        if not present.any():
-            raise UsageError("no pixel of these samples has a label that counts")
-        shared, united = sums[:, 0][:, present], sums[:, 1][:, present]
-        means = (shared / np.maximum(united, 1e-300)).mean(axis=1)
-        return float(means[0]), float(means[1])
+        first, second = (
+            float((s[u > 0] / u[u > 0]).mean()) if u.any() else math.nan
+            for s, u in zip(sums[:, 0], sums[:, 1], strict=True)
+        )
+        return first, second
 
+    if not areas.any():
+        raise UsageError("no pixel has a label that counts")
     return Corpus(score, len(before))
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,7 +193,7 @@ SCENES = [
 ]
 
 
-def state(drops: Floats, bar: float) -> str:
+def state(drops: np.ndarray[Any, Any], bar: float) -> str:
     """Decide without the bounds, which a simulation has no use for."""
     ends = min(-1.0, float(drops.min())), max(1.0, float(drops.max()))
     return statistics._Values.of(drops, *ends).state(bar, ALPHA)
@@ -306,7 +307,9 @@ def test_a_corpus_metric_on_few_samples_is_undecided() -> None:
         assert found.state == "undecided" and found.needed >= statistics.FEW - n
     assert corpus_drop_at_most(lambda chosen: (0.9, 0.9), 299, 0.01).state == "ok"
     assert corpus_drop_at_most(lambda chosen: (0.9, 0.9), 100, 0.01).needed == 200
-    with pytest.raises(UsageError, match="NaN"):
+    hanging = corpus_drop_at_most(lambda c: (0.9, 0.9 if 0 in c else math.nan), 300, 0.5)
+    assert (hanging.state, hanging.needed) == ("undecided", 300), "all hangs on sample 0"
+    with pytest.raises(UsageError, match="it needs a number"):
         corpus_drop_at_most(lambda chosen: (math.nan, 0.9), 40, 0.5)
 
 
