@@ -1,9 +1,10 @@
-"""Every example runs as its text says, in an empty folder, and leaves what it promises."""
+"""Every example runs as its text says, in an empty folder, and leaves what it promises.
 
-import os
+What the example repository does is in examples/test_known_bad_changes.py.
+"""
+
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -11,11 +12,10 @@ NPUC = Path(sys.executable).with_name("npuc")
 PASSED = "PASSED: every step answers like the original, within its bar"
 
 
-def _run(folder: Path, *command: str | Path, env: Mapping[str, str] | None = None) -> str:
+def _run(folder: Path, *command: str | Path) -> str:
     """Run a command in `folder` and return what it prints; its failure shows all of it."""
     done = subprocess.run(
-        [str(word) for word in command], cwd=folder, env={**os.environ, **(env or {})},
-        capture_output=True, text=True, timeout=300,
+        [str(word) for word in command], cwd=folder, capture_output=True, text=True, timeout=300
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -27,7 +27,7 @@ def _stages(printed: str) -> list[str]:
     return [line.split()[0] for table in tables for line in table.splitlines()[1:]]
 
 
-def test_train_save_compile_and_gate(tmp_path: Path) -> None:
+def test_train_save_and_compile(tmp_path: Path) -> None:
     printed = _run(tmp_path, sys.executable, EXAMPLES / "01_train_and_save.py").splitlines()
     assert float(printed[0].removeprefix("accuracy ")) > 0.85  # untrained: 0.1
     assert printed[1] == "saved digits.pt; next: npuc compile digits.pt --target atom"
@@ -40,13 +40,6 @@ def test_train_save_compile_and_gate(tmp_path: Path) -> None:
     assert stages.count("exported") == stages.count("artifact") == 2
     assert stages.count("quantize") == 1  # atom is int8 by default, cpu is float
     assert {p.name for p in tmp_path.glob("*.npuc")} == {"digits.atom.npuc", "digits.cpu.npuc"}
-
-    gate = EXAMPLES / "04_gate_a_merge" / "test_deploy.py"
-    # -c: this project's pytest settings are not those of a user's repository.
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    command = (sys.executable, "-m", "pytest", "-c", "pytest.ini", "--rootdir=.", "-q", gate)
-    verdict = _run(tmp_path, *command, env={"MODEL": str(tmp_path / "digits.pt")})
-    assert "2 passed" in verdict
 
 
 def test_compile_from_python(tmp_path: Path) -> None:
