@@ -231,16 +231,20 @@ class _Values:
 
     def shifted(self, by: float) -> "_Values":
         """Tilt the counts exponentially until the mean is `by` more: an unlucky draw of these."""
-        if by == 0:
+        values, width = self.values, float(np.ptp(self.values))
+        if by == 0 or width == 0:
             return self
-        width = self.high - self.low
-        low, high = 0.0, 700.0  # beyond which exp overflows: everything is at the largest value
+        below = (values - values[-1]) / width
+
+        def tilted(by: float) -> _Values:
+            counts = self.counts * np.exp(by * below)
+            return replace(self, counts=counts * (self.counts.sum() / counts.sum()))
+
+        low, high = 0.0, 700.0  # where nothing is left but the largest value
         for _ in range(40):
-            tilt = (low + high) / 2
-            counts = self.counts * np.exp(tilt * (self.values - self.values[-1]) / width)
-            found = replace(self, counts=counts * (self.counts.sum() / counts.sum()))
-            low, high = (tilt, high) if found.mean < self.mean + by else (low, tilt)
-        return found
+            middle = (low + high) / 2
+            low, high = (middle, high) if tilted(middle).mean < self.mean + by else (low, middle)
+        return tilted(high)
 
     def needed(self, bar: float, alpha: float) -> float:
         """Return how many more samples bring the bound below the bar, nine times of ten."""

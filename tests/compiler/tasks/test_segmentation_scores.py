@@ -53,8 +53,10 @@ def test_it_agrees_with_counting_pixels(count: int, seed: int, maps: bool) -> No
     for label in truth:
         label[0, 0], label[0, 1] = 255, -1
         label[1, 1] = 0
-    calls = [[{"y": m[None]} if maps else onehot(m, 4) for m in side] for side in (first, second)]
-    found = segmentation.measure(*calls, [t[None] for t in truth])
+    before, after = (
+        [{"y": m[None]} if maps else onehot(m, 4) for m in side] for side in (first, second)
+    )
+    found = segmentation.measure(before, after, [t[None] for t in truth])
     chosen = generator.permutation(count)[: max(1, count - 1)]
     for indices in (np.arange(count), chosen):
         a, b, t = ([side[i] for i in indices] for side in (first, second, truth))
