@@ -7,6 +7,8 @@ float32 does not mind. Eight bits do: codes have to reach as far as the members 
 are bounded, and so is a reward for those.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -48,8 +50,8 @@ class Ensemble(nn.Module):
 def train(title: str, bounded: bool) -> None:
     torch.manual_seed(0)
     model, loss = Ensemble(), torch.zeros(())
-    gains = {"params": [model.gains], "weight_decay": 0.0, "lr": 0.04}
-    others = {"params": [p for p in model.parameters() if p is not model.gains]}
+    gains: dict[str, Any] = {"params": [model.gains], "weight_decay": 0.0, "lr": 0.04}
+    others: dict[str, Any] = {"params": [p for p in model.parameters() if p is not model.gains]}
     optimizer = torch.optim.AdamW([others, gains], lr=2e-3, weight_decay=0.01)
 
     def show(step: int, seen: Portability) -> None:
@@ -61,7 +63,7 @@ def train(title: str, bounded: bool) -> None:
         print(f"{step:5}{float(loss.detach()):9.4f}{float(right):10.1%}{sqnr}   {layer.title}")
 
     watch = Watch(
-        tests[:BATCH], TARGETS, every=EVERY, calibration=images[:320].split(BATCH), layers=1,
+        tests[:BATCH], TARGETS, every=EVERY, calibration=images[: 5 * BATCH].chunk(5), layers=1,
         show=show,
     )  # fmt: skip
     print(f"{title}\n step     loss  accuracy{''.join(f'{t:>13}' for t in TARGETS)}   worst layer")
@@ -69,7 +71,7 @@ def train(title: str, bounded: bool) -> None:
         some = torch.randint(len(images), (BATCH,))
         loss = nn.functional.cross_entropy(model(images[some]), labels[some])
         optimizer.zero_grad()
-        (loss - 0.01 * model.apart(images[some], bounded)).backward()
+        torch.autograd.backward(loss - 0.01 * model.apart(images[some], bounded))
         optimizer.step()
         if watch.due(step):
             watch.look(step, model)

@@ -27,7 +27,8 @@ else:
 class LightningPortability(Watch, _Callback):
     """Logs the model's portability every `every` optimizer steps: see `Watch` for what it takes.
 
-    Numbers go through ``pl_module.log_dict``, or ``trainer.logger`` where there is no such. In a
+    Every logger of the trainer gets the numbers, at their step. With ``pl_module.log_dict`` they
+    are in ``trainer.callback_metrics`` too, for checkpoints and early stopping to monitor. In a
     run of several processes the first one looks.
     """
 
@@ -39,7 +40,15 @@ class LightningPortability(Watch, _Callback):
         if not getattr(trainer, "is_global_zero", True) or not self.due(step):
             return
         numbers = self.look(step, pl_module)
-        if callable(log := getattr(pl_module, "log_dict", None)):
-            log(numbers, on_step=True, on_epoch=False, rank_zero_only=True, batch_size=1)
-        elif (logger := getattr(trainer, "logger", None)) is not None:
+        for logger in _loggers(trainer):
             logger.log_metrics(numbers, step=step)
+        if callable(log := getattr(pl_module, "log_dict", None)):
+            # Not to the loggers: they would get a number again at each step until the next one.
+            log(numbers, logger=False, rank_zero_only=True, batch_size=1)
+
+
+def _loggers(trainer: Any) -> list[Any]:
+    if (found := getattr(trainer, "loggers", None)) is not None:
+        return list(found)
+    logger = getattr(trainer, "logger", None)
+    return [] if logger is None else [logger]

@@ -13,6 +13,9 @@ from npuc.training.undisturbed import undisturbed
 
 LOG = logging.getLogger("npuc")
 
+PATIENCE = 3
+"""Failures in a row after which it does not look again: each may take the seconds of an export."""
+
 
 class Watch:
     """Looks at a model's portability every so many steps, and never ends a training run.
@@ -24,6 +27,7 @@ class Watch:
 
     What goes wrong is logged once per target and reason to the logger ``npuc``, as a warning;
     ``npuc/TARGET/failed`` or, for all targets, ``npuc/failed`` is 1 in every reading it concerns.
+    After `PATIENCE` failures in a row for all targets it does not look again.
     """
 
     def __init__(
@@ -42,7 +46,7 @@ class Watch:
         self.module, self.show, self.prefix = module, show, prefix
         self.options = {name: _read(value) for name, value in options.items()}
         self.history: list[tuple[int, Portability]] = []
-        self._looked = 0
+        self._looked = self._failures = 0
         self._told: set[str] = set()
 
     def crossed(self, target: str) -> int | None:
@@ -65,6 +69,8 @@ class Watch:
 
     def look(self, step: int, model: nn.Module, **more: Any) -> dict[str, float]:
         """Return numbers for a logger; what fails is one of them, and no exception."""
+        if self._failures >= PATIENCE:
+            return {f"{self.prefix}/failed": 1.0}
         failed: dict[str, float] = {}
 
         def note(target: str, error: NpucError) -> None:
@@ -80,7 +86,9 @@ class Watch:
                 self.show(step, seen)
         except Exception as error:  # whatever it is, hours of training are worth more
             self._tell(f"{type(error).__name__}: {error}")
+            self._failures += 1
             return {**failed, f"{self.prefix}/failed": 1.0}
+        self._failures = 0
         return {**seen.scalars(self.prefix), **failed, f"{self.prefix}/seconds": seen.seconds}
 
     def _tell(self, text: str) -> None:
