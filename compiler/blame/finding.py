@@ -1,8 +1,9 @@
 """`npuc.blame.find`: compile again, find the step, then the operator and tensor in it."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from npuc.blame import steps
+from npuc.blame import lowering, operators, steps
 from npuc.blame.cause import Blame
 from npuc.blame.judge import Judge
 from npuc.blame.trail import Trail, collect
@@ -27,7 +28,7 @@ def find(
     """
     shown = progress or Silent()
     spent, steps_there = 0, 0
-    rolled: list[tuple[Trail, steps.Found]] = []
+    rolled: list[tuple[Trail, Judge, steps.Found]] = []
     while True:
         trail = collect(
             source, target=target, samples=samples, undone=undone, progress=shown, **call
@@ -39,19 +40,28 @@ def find(
         if found is None or not found.optional or found.index is None:
             break
         # A compile undoes this step by itself; what fails without it?
-        rolled.append((trail, found))
+        rolled.append((trail, judge, found))
         undone = (*undone, trail.made[found.index].ordinal)
     if found is None and rolled:
-        trail, found = rolled[0]
-        return _blame(found, spent, steps_there, rolled_back=True)
+        trail, judge, found = rolled[0]
+        return _blame(trail, judge, found, spent - judge.runs, steps_there, call, rolled_back=True)
     if found is None:
         ok = f"all {steps_there} steps answer within their bars"
         return Blame("", "", ok, spent, steps_there)
-    return _blame(found, spent, steps_there)
+    return _blame(trail, judge, found, spent - judge.runs, steps_there, call)
 
 
-def _blame(found: steps.Found, runs: int, there: int, rolled_back: bool = False) -> Blame:
+def _blame(
+    trail: Trail, judge: Judge, found: steps.Found, spent: int, there: int,
+    call: Mapping[str, Any], rolled_back: bool = False,
+) -> Blame:  # fmt: skip
+    located = operators.Located()
+    if found.index is not None and 0 <= found.index < len(trail.made):
+        located = operators.locate(trail, judge, found)
+    elif found.index is None and trail.lowered is not None:
+        located = lowering.locate(trail, judge, trail.lowered, call)
     return Blame(
-        found.step, found.kind, "; ".join(found.faults[:3]), runs, there,
-        tuple(found.evidence), masked=found.masked, rolled_back=rolled_back,
+        found.step, found.kind, "; ".join(found.faults[:3]), spent + judge.runs, there,
+        (*found.evidence, *located.evidence), located.operator, located.op_type, located.tensor,
+        located.place, located.why_not, found.masked, rolled_back,
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """Say whether one program of a trail answers within its bar, over all samples, and count runs."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,12 +13,13 @@ from npuc.metrics import Difference, differences
 from npuc.policy import Bar
 from npuc.program import Program, Tensors
 from npuc.progress import Silent
-from npuc.report import LOWERED
+from npuc.report import LOWERED, Row
 from npuc.runners import OnnxRunner
 from npuc.targets.base import Runner
-from npuc.validate import Validator
+from npuc.validate import DRAFTS, MENDING, Validator
 
 Groups = list[list[Tensors]]
+EPS, TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).tiny)
 Faults = tuple[str, ...]
 
 
@@ -39,18 +41,18 @@ class Judge:
         self._faults: dict[int, Faults] = {}
         self._again: dict[int, Faults] = {}
         self._asked: Groups | None = None
-        self._expected: Groups = []
+        self.expected: Groups = []
 
     @property
     def groups(self) -> Groups:
         """All samples; and the first one at a second size of each dynamic dimension."""
         if self._asked is None:
             self._asked = [list(self.reference.samples)]
-            self._expected = [list(self.reference.outputs)]
+            self.expected = [list(self.reference.outputs)]
             answer = self.trail.native or OnnxRunner(self.exported, "exported")
             for group in sampling.variants(self.reference.samples, self.exported)[1:]:
                 try:
-                    self._expected.append([answer(call) for call in group])
+                    self.expected.append([answer(call) for call in group])
                 except Exception:  # anyone's forward(): the original does not take this size
                     continue
                 self._asked.append(group)
@@ -76,25 +78,59 @@ class Judge:
         return self._faults[index]
 
     def step(self, index: int) -> Faults:
-        """Say how the step that made a program misses the bar that a compile holds it to."""
-        item, before = self.trail.made[index], self.trail.made[index - 1]
-        if item.item is None:
-            return self.made(index)
+        """Say how an exact step misses the bar that a compile holds it to: the step before it."""
+        item = self.trail.made[index].item
+        return self.made(index) if item is None else self._watched(index)
+
+    def own(self, index: int) -> Faults:
+        """Say where a rounding step costs more than such a step can, whatever all of it costs."""
+        item = self.trail.made[index].item
+        if item is None or self._mended(index):
+            return ()
+        whole = set(self.made(index))
+        return tuple(fault for fault in self._watched(index) if fault not in whole)
+
+    def coding(self) -> tuple[Faults, tuple[str, ...]]:
+        """Say which operators' codes cost more than they should, and name what they make."""
+        if self.trail.coding is None:
+            return (), ()
+        from npuc.layers import expected
+
+        self.runs += 1
+        costs = expected.costs(*self.trail.coding)
+        faults = self.policy.coding(costs)
+        ranked = sorted(costs, key=lambda c: -c.found / max(c.expected, EPS * c.signal, TINY))
+        return faults, tuple(c.tensor for c in ranked[: len(faults)])
+
+    def power(self, index: int) -> float:
+        """Return a program's error power over all samples, in parts of each output's own."""
+        found = self.answered(index)
+        if isinstance(found, ParityError):
+            return math.inf
+        differing = self._differences(self.reference.outputs, found[0])
+        return sum(math.inf if d.fault else (d.rms / (d.peak or 1.0)) ** 2 for d in differing)
+
+    def _mended(self, index: int) -> bool:
+        """Whether a later step is there to make good what this one loses."""
+        later = {item.step for item in self.trail.made[index + 1 :]}
+        return self.trail.made[index].step in DRAFTS and bool(later & MENDING)
+
+    def _watched(self, index: int) -> Faults:
+        before, made = self.trail.made[index - 1], self.trail.made[index]
         answers = [self.answered(at) for at in (index - 1, index)]
         if isinstance(answers[1], ParityError):
             return (answers[1].message,)
-        if isinstance(answers[0], ParityError):
+        if isinstance(answers[0], ParityError) or made.item is None:
             return ()
-        if not item.item.exact:
-            return self.made(index)
         validator = self._validator.fork()
         validator.groups = self._sized(before.program)
+        # What was done before decides what a step is held to.
+        validator.rows = [Row(item.step, "ok", ()) for item in self.trail.made[:index]]
         try:
-            validator.watch(item.item, before.program, item.program)
+            validator.watch(made.item, before.program, made.program)
         except ParityError as error:
-            return tuple(line.strip() for line in error.message.splitlines()[1:]) or (
-                error.message,
-            )
+            lines = [line.strip() for line in error.message.splitlines()]
+            return tuple(lines[1:]) or tuple(lines)
         return validator.rows[-1].faults
 
     def lowered(self, item: Lowered) -> tuple[Faults, Faults]:
@@ -136,7 +172,7 @@ class Judge:
         bar = self.policy.loss() if item.lossy else self._noise()
         for at, got in enumerate(found):
             what = "" if at == 0 else "at another size: "
-            listed = bar.faults(self._differences(self._expected[at], got))
+            listed = bar.faults(self._differences(self.expected[at], got))
             faults += [what + fault for fault in listed]
         if item.lossy:
             for demand in self.policy.demands:

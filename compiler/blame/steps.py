@@ -5,17 +5,22 @@ from dataclasses import dataclass, field
 
 from npuc import floors
 from npuc.blame.judge import Faults, Judge
-from npuc.blame.trail import LOWERING, Kind, Lowered, Trail, kind_at
+from npuc.blame.trail import EXPORTED, LOWERING, Kind, Lowered, Trail, kind_at
 from npuc.errors import NpucError
 
 REFERENCE = "reference"
 """The step before export: what was recorded is not what the model answers here."""
 
 
+CODED = "quantize"
+"""The step whose operators are held to what their codes should cost."""
+
+
 @dataclass
 class Found:
     """The step to blame: `index` of its program in the trail, None for the artifact, and -1 for
-    the reference. `masked` says that the end of the chain answers well all the same."""
+    the reference. `masked` says that the end of the chain answers well all the same; `tensors` are
+    those that are known to be wrong already, the worst first."""
 
     step: str
     kind: Kind
@@ -23,6 +28,7 @@ class Found:
     index: int | None = None
     masked: bool = False
     optional: bool = False
+    tensors: tuple[str, ...] = ()
     evidence: list[str] = field(default_factory=list)
 
 
@@ -41,29 +47,57 @@ def first_bad(good: int, bad: int, is_bad: Callable[[int], bool]) -> int:
 def search(trail: Trail, judge: Judge) -> Found | None:
     """Return the first step to blame, or None where every program answers within its bar.
 
-    The programs fall into sections that are held to different bars or inputs: while dimensions
-    are dynamic, exact, rounded. The last of each is run first, since an error of an earlier section
-    may lie below the bar of a later one; then the first section with a bad end is bisected.
+    Programs fall into sections that are held to different bars or inputs: while dimensions are
+    dynamic, exact, rounded. The last of each is run first, since an error of an earlier section may
+    lie below the bar of a later one. An exact section with a bad end is bisected; of the rounded
+    programs there are few, and each is held to its own part of the loss.
     """
     evidence: list[str] = []
     done = -1
     for end in _ends(trail):
         faults = judge.made(end)
         evidence.append(_line(trail, end, faults))
-        if faults:
+        if trail.made[end].lossy:
+            if found := _rounded(trail, judge, end, faults, evidence):
+                return found
+        elif faults:
             bad = first_bad(done, end, lambda index: bool(judge.made(index)))
             return _blamed(trail, judge, bad, evidence)
         done = end
     if trail.error is not None:
         step = trail.ended or "compile"
-        optional = False
         why = (_first(trail.error),)
-        return Found(
-            step, kind_at(step), why, len(trail.made), optional=optional, evidence=evidence
-        )
+        return Found(step, kind_at(step), why, len(trail.made), evidence=evidence)
     if trail.lowered is not None and (found := _lowered(trail.lowered, judge, evidence)):
         return found
     return _masked(trail, judge, evidence)
+
+
+def _rounded(
+    trail: Trail, judge: Judge, end: int, whole: Faults, evidence: list[str]
+) -> Found | None:
+    """Return the rounding step that costs more than it should, or the one that costs most."""
+    first = next(at for at, item in enumerate(trail.made) if item.lossy)
+    faults, tensors = judge.coding()
+    if faults:
+        at = next(at for at in range(first, end + 1) if trail.made[at].step == CODED)
+        evidence.append(f"{CODED}: {faults[0]}")
+        found = _of(trail, at, faults, evidence)
+        found.tensors = tensors
+        return found
+    for at in range(first, end + 1):
+        if (own := judge.own(at)) or (at == end and whole):
+            evidence.append(f"{trail.made[at].step}: {(own or whole)[0]}")
+            at = at if own else _heaviest(trail, judge, first, end)
+            return _of(trail, at, own or whole, evidence)
+    return None
+
+
+def _heaviest(trail: Trail, judge: Judge, first: int, end: int) -> int:
+    """Return the rounding step that adds most error power to what there was before it."""
+    power = [judge.power(at) for at in range(first, end + 1)]
+    added = [now - before for before, now in zip([0.0, *power], power, strict=False)]
+    return first + added.index(max(added))
 
 
 def _lowered(item: Lowered, judge: Judge, evidence: list[str]) -> Found | None:
@@ -102,7 +136,7 @@ def _at_export(trail: Trail, judge: Judge, evidence: list[str]) -> Found:
     """Tell a wrong export from a wrong reference: ask the original here."""
     faults = judge.original()
     if not faults:
-        return Found("export", "export", judge.made(0), 0, evidence=evidence)
+        return Found(EXPORTED, "export", judge.made(0), 0, evidence=evidence)
     evidence.append(f"the original, run here: {faults[0]}")
     why = (*_other_weights(trail), *faults)
     return Found(REFERENCE, "reference", why, -1, evidence=evidence)
@@ -110,11 +144,10 @@ def _at_export(trail: Trail, judge: Judge, evidence: list[str]) -> Found:
 
 def _other_weights(trail: Trail) -> Faults:
     """Say where the recorded hash of the weights is not that of the model."""
-    owner = getattr(trail.native, "owner", None)
     recorded = (trail.reference.fingerprint if trail.reference else {}).get("sha256_weights")
-    if owner is None or recorded is None:
+    if trail.loaded is None or trail.loaded.program is not None or recorded is None:
         return ()
-    found = floors.digest(owner.state_dict())
+    found = floors.digest(trail.loaded.captured.native.state_dict())
     if found == recorded:
         return ()
     return (f"recorded with other weights: SHA-256 {recorded[:12]}…, the model's is {found[:12]}…",)

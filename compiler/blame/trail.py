@@ -10,10 +10,11 @@ from typing import Any, Literal
 from npuc import pipeline
 from npuc.answers import Reference
 from npuc.errors import ExportError, LoadError, NpucError, ParityError, UsageError
+from npuc.load import Loaded, load
 from npuc.metrics import Difference
 from npuc.passes.base import Pass
 from npuc.policy import Bar, Policy
-from npuc.profile import Profile
+from npuc.profile import IntScheme, Profile
 from npuc.program import Program, Tensors
 from npuc.progress import Progress, Silent
 from npuc.report import Report
@@ -23,13 +24,14 @@ from npuc.validate import Validator
 Kind = Literal["reference", "export", "pass", "quantization", "numerics", "lowering", "vendor"]
 
 QUANTIZATION = frozenset(
-    {"equalize", "center", "quantize", "learn-rounding", "correct-bias"}
-    | {"weight-only", "round-factors"}
+    {"quantize", "learn-rounding", "correct-bias", "weight-only", "round-factors"}
 )
 NUMERICS = frozenset({"round-floats", "integer-arithmetic", "tflite-arithmetic"})
 
-LOWERING = "lowering"
-"""The step that makes the artifact of the last program."""
+EXPORTED, LOWERING = "exported", "artifact"
+"""The first step, and the one that makes the artifact of the last program, as reports call them."""
+
+_LOADING = ("model", "inputs", "trust_pickle", "eval_mode", "model_path")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +74,18 @@ class Trail:
     """What a compile went through: the original's answers, programs in order, the artifact.
 
     `error` is what ended it early, at the stage `ended`; `rolled_back` are the steps that were
-    undone as told. `exported` is None where the trail ends before there is a program.
+    undone as told. `coding` is a float program, its coded form, calls and the device's scheme.
+    `exported` is None where the trail ends before there is a program.
     """
 
     exported: Program | None = None
     reference: Reference | None = None
     policy: Policy = field(default_factory=Policy)
     native: Callable[[Tensors], Tensors] | None = None
+    loaded: Loaded | None = None
     made: list[Made] = field(default_factory=list)
     lowered: Lowered | None = None
+    coding: tuple[Program, Program, Sequence[Tensors], IntScheme] | None = None
     error: Exception | None = None
     ended: str = ""
 
@@ -113,7 +118,13 @@ class _Collector(Validator):
     def export(self, native: Callable[[Tensors], Tensors] | None) -> None:
         """Keep the exported program and what answers as the original does."""
         self.trail.native = native
-        self.trail.made.append(Made("export", "export", self.exported))
+        self.trail.made.append(Made(EXPORTED, "export", self.exported))
+
+    def coded(
+        self, program: Program, quantized: Program, calls: Sequence[Tensors], scheme: IntScheme
+    ) -> None:
+        """Keep what operators' codes are held to what they should cost on."""
+        self.trail.coding = (program, quantized, calls, scheme)
 
     def add(
         self, stage: str, answers: Sequence[Tensors], bar: Bar | None, note: str = ""
@@ -181,10 +192,14 @@ def collect(
         trail.exported, trail.reference, trail.policy = exported, reference, policy
         return _Collector(exported, reference, policy, shown, trail=trail, undone=frozenset(undone))
 
+    given = {name: call.pop(name) for name in _LOADING if name in call}
+    loaded = source if isinstance(source, Loaded) else load(source, **given)
+    trail.loaded = loaded
+    call |= {"eval_mode": given["eval_mode"]} if "eval_mode" in given else {}
     try:
         with tempfile.TemporaryDirectory(prefix="npuc-") as work:
             pipeline.compile(
-                source, target=target, output=Path(work) / "again.npuc", checks=checks,
+                loaded, target=target, output=Path(work) / "again.npuc", checks=checks,
                 progress=stages, **call,
             )  # fmt: skip
     except (UsageError, LoadError, ExportError):
