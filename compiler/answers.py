@@ -7,6 +7,7 @@ is possible it is estimated by moving inputs and weights by one unit in the last
 
 import hashlib
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from npuc.floors import Floor, Noise
 from npuc.inputs import random
 from npuc.jsonable import canonical, plain
 from npuc.program import Port, Program, Tensors
-from npuc.switches import environment, grain
+from npuc.switches import environment, grain, machine
 
 if TYPE_CHECKING:
     import torch
@@ -180,10 +181,13 @@ def _dtypes(module: "torch.nn.Module") -> "set[torch.dtype]":
 
 
 def _program(captured: "Captured") -> str:
-    """Return the SHA-256 of what is computed: the exported graph, and constants in its code."""
+    """Return the SHA-256 of what is computed: the exported graph, and constants in its code.
+
+    Not of where: a program that was captured on a GPU is stored as one on the CPU.
+    """
     import torch
 
-    graph = str(captured.program.graph).encode()
+    graph = re.sub(r"device: [\w:]+", "device", str(captured.program.graph)).encode()
     constants = captured.program.constants
     tensors = {k: v for k, v in constants.items() if isinstance(v, torch.Tensor)}
     return hashlib.sha256(graph + floors.digest(tensors).encode()).hexdigest()
@@ -219,7 +223,7 @@ def from_program(
 
     fingerprint = {
         "device": "cpu",
-        "platform": platform.platform(),
+        "platform": machine(),
         "python": platform.python_version(),
         "onnxruntime": onnxruntime.__version__,
         "inputs": what,

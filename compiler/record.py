@@ -32,6 +32,7 @@ from npuc.zips import open_zip, strip_root
 
 if TYPE_CHECKING:
     import torch
+    from torch.export import ExportedProgram
 
     from npuc.load import Loaded
 
@@ -179,9 +180,10 @@ def ports(captured: Captured) -> "tuple[Any, ...]":
 
 
 def write(captured: Captured, reference: Reference, path: Path) -> None:
-    """Write the archive atomically; raises `OutputError`."""
+    """Write the archive atomically, as a model on the CPU; raises `OutputError`."""
     import torch
 
+    _to_cpu(captured.program)
     tensors, header = _encode(reference)
     with atomic_write(path) as part:
         with part.open("wb") as file:
@@ -195,6 +197,24 @@ def write(captured: Captured, reference: Reference, path: Path) -> None:
             for name, data in (("reference.json", header), ("samples.safetensors", tensors)):
                 # A fixed date: the same model gives the same bytes.
                 archive.writestr(zipfile.ZipInfo(f"{root}/npuc/{name}"), data)
+
+
+def _to_cpu(program: "ExportedProgram") -> None:
+    """Move a program that was captured on a GPU: torch loads it only where it finds the device."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    held = (program.state_dict, program.constants, program.example_inputs)
+    devices = {t.device.type for t in pytree.tree_leaves(held) if isinstance(t, torch.Tensor)}
+    devices |= {
+        torch.device(node.kwargs["device"]).type
+        for node in program.graph.nodes
+        if node.kwargs.get("device") is not None
+    }
+    if devices - {"cpu", "meta"}:
+        from torch.export.passes import move_to_device_pass
+
+        move_to_device_pass(program, "cpu")
 
 
 class _Sink(io.RawIOBase):

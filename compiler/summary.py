@@ -17,6 +17,21 @@ def text(reference: Reference) -> str:
     return "\n".join([TITLE, *sorted(lines)]) + "\n"
 
 
+def fits(reference: Reference, path: Path) -> bool:
+    """Whether the summary beside `path` is that of the reference, or there is none.
+
+    Not in the wording of doubts, which is npuc's own.
+    """
+
+    def facts(lines: str) -> list[str]:
+        return [line for line in lines.splitlines() if not line.startswith("doubt.")]
+
+    place = beside(path)
+    if not place.exists():
+        return True
+    return facts(place.read_text(encoding="utf-8", errors="replace")) == facts(text(reference))
+
+
 def beside(path: Path) -> Path:
     """Return where the summary of a file lies: ``model.pt.txt``."""
     return path.with_name(path.name + ".txt")

@@ -53,9 +53,15 @@ def environment(device: "torch.device") -> dict[str, Any]:
         else None,
         "variables": [f"{n}={os.environ[n]}" for n in VARIABLES if n in os.environ] or None,
         "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
+        "platform": machine(),
         "python": sys.version.split()[0],
     }
+
+
+def machine() -> str:
+    """Return what of this machine may change numbers: not its kernel, which only makes diffs."""
+    libc = "".join(platform.libc_ver())
+    return " ".join(filter(None, (platform.system(), platform.machine(), libc)))
 
 
 @contextlib.contextmanager

@@ -118,12 +118,12 @@ def compare(path: Path, old: Reference, new: Reference) -> Outcome:
     stale = _other_weights(old, new) + _other_inputs(old, new)
     outputs, moved = _outputs(old, new)
     stale += moved
-    text = summary.beside(path)
-    if text.exists() and text.read_text(encoding="utf-8") != summary.text(old):
-        stale.append(f"{text.name} is not the summary of {path.name}")
+    if not summary.fits(old, path):
+        stale.append(f"{summary.beside(path).name} is not the summary of {path.name}")
     state = "STALE" if stale else "the same" if old.id == new.id else "up to date"
     lines = [f"{path}: {state}", columns([["id", f"{old.id[:16]} → {new.id[:16]}"], *outputs])]
-    rows = _changed(summary.fingerprint(old), summary.fingerprint(new))
+    rows = [*_inside(old, new), *_noises(old, new)]
+    rows += _changed(summary.fingerprint(old), summary.fingerprint(new))
     if rows:
         lines.append(columns(rows))
     lines += [f"stale: {reason}" for reason in stale]
@@ -164,11 +164,31 @@ def _outputs(old: Reference, new: Reference) -> tuple[list[list[str]], list[str]
     return rows, stale
 
 
+def _inside(old: Reference, new: Reference) -> list[list[str]]:
+    """Say which intermediates are no longer recorded, and which are new."""
+    were, are = (set(r.intermediates[0]) if r.intermediates else set() for r in (old, new))
+    found = (("dropped", were - are), ("added", are - were))
+    return [[f"intermediates {how}", ", ".join(sorted(n))] for how, n in found if n]
+
+
+def _noises(old: Reference, new: Reference) -> list[list[str]]:
+    pairs = [(n, old.floor[n].max_abs, f.max_abs) for n, f in new.floor.items() if n in old.floor]
+    return [
+        [f"noise {name}", f"{was:.2e} → {now:.2e}"]
+        for name, was, now in pairs
+        if f"{was:.2e}" != f"{now:.2e}"
+    ]
+
+
 def _moved(found: Difference, floor: Floor) -> str:
     if found.fault:
         return found.fault
     if found.max_abs == 0:
         return "did not move"
+    if found.integer:
+        return (
+            f"{1 - (found.agreement or 0):.2%} of its values changed, by {found.max_abs:g} at most"
+        )
     unit = max(floor.max_abs, float(np.finfo(np.float32).eps) * floor.peak)
     times = f"{found.max_abs / unit:.3g} times its noise, " if unit else ""
     agree = f", agreement {found.agreement:.2%}" if found.agreement is not None else ""

@@ -14,8 +14,9 @@ from torch import nn
 
 import npuc
 import npuc.look
-from npuc import answers, pipeline, switches, trust
+from npuc import answers, pipeline, record, switches, trust
 from npuc.answers import Reference
+from npuc.capture import capture
 from npuc.errors import ExportError, ParityError
 from npuc.floors import Floor, Noise
 from npuc.load import load
@@ -96,7 +97,7 @@ def test_strict_lists_every_reason_and_its_remedy(tmp_path: Path, medium: None) 
         npuc.save(make(), data()[:1], tmp_path / "no.pt", strict=True)
     text = str(caught.value)
     for part in (
-        "autocast to torch.bfloat16", "float32_matmul_precision medium", "1 different sample: fewer",
+        "autocast to torch.bfloat16", "float32_matmul_precision medium", "1 different sample: few",
         'torch.set_float32_matmul_precision("highest")', 'torch.autocast("cpu", enabled=False)',
     ):  # fmt: skip
         assert part in text
@@ -242,6 +243,29 @@ def test_the_fingerprint_of_a_cuda_device(cuda: torch.device) -> None:
     assert "float16" in found["reduced_precision_reduction"]
 
 
+def test_a_program_captured_on_a_gpu_is_stored_for_any_machine(tmp_path: Path) -> None:
+    """torch.export.load needs the device that a program's tensors and nodes name."""
+
+    class Places(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x + torch.arange(64, device=x.device))
+
+    captured = capture(make(Places), (data()[:8],), {})
+    samples = ({"x": data()[:8].numpy()},)
+    found = answers.record(captured, samples, samples, "test")
+    gpu = captured.program.graph
+    (node,) = [n for n in gpu.nodes if "arange" in str(n.target)]
+    node.kwargs = {**node.kwargs, "device": torch.device("cuda", 0)}
+    assert (
+        "cuda:0" in str(gpu) and answers._program(captured) == found.fingerprint["sha256_program"]
+    )
+    record.write(captured, found, tmp_path / "gpu.pt")
+    loaded = load(tmp_path / "gpu.pt")
+    assert "cuda" not in str(loaded.captured.program.graph)
+    again = record.answered(loaded, found.samples)
+    assert np.array_equal(again.outputs[0]["output"], found.outputs[0]["output"])
+
+
 def test_a_gpu_may_differ_by_rounding_and_not_by_chance() -> None:
     refuse = answers._refuse_random
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
@@ -262,7 +286,7 @@ def test_outputs_that_never_change_are_a_doubt(tmp_path: Path) -> None:
             return super().forward(x) * 0.0
 
     found = save(tmp_path / "d.pt", make(Dead))
-    assert any("output output is the same for all 2 samples" in d for d in trust.doubts(found))
+    assert any("the answer is the same for all 2 samples" in d for d in trust.doubts(found))
 
 
 def test_the_id_is_that_of_the_content(plain: Reference, tmp_path: Path) -> None:
