@@ -160,7 +160,7 @@ class MinAgreement:
             ones, most = np.ones_like(shares), 1 - self.rate
             found = statistics.drop_at_most(ones, shares, most, self.confidence)
             found = statistics.Verdict(
-                found.state, 1 - found.high, 1 - found.low, 1 - found.estimate,
+                found.state, max(0.0, 1 - found.high), min(1.0, 1 - found.low), 1 - found.estimate,
                 found.samples, found.needed,
             )  # fmt: skip
         what = f"{name}: agreement {share(found.estimate)}"

@@ -36,6 +36,8 @@ _DEVICES = re.compile(
     r"(nvidia|rbln|warboy|npu|rngd|davinci|dxrt|aries|regulus|accel|apex|rknpu).*"
 )
 
+_NPUC: list[str] = []
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -68,13 +70,16 @@ def here(digests: Digests) -> Machine:
 
 
 def npuc(digests: Digests) -> str:
-    """Return the digest of npuc's own files, the weights of its models among them."""
-    found = []
-    for name in ("npuc", "npuc.passes", "npuc.targets", "npuc.models"):
-        spec = importlib.util.find_spec(name)
-        assert spec is not None and spec.submodule_search_locations is not None
-        found += [digests.of(Path(place)) for place in spec.submodule_search_locations]
-    return _hash(found)
+    """Return the digest of npuc's own files, the weights of its models among them.
+
+    As they are when a process first asks: what it has loaded by then does not change any more.
+    """
+    if not _NPUC:
+        for name in ("npuc", "npuc.passes", "npuc.targets", "npuc.models"):
+            spec = importlib.util.find_spec(name)
+            assert spec is not None and spec.submodule_search_locations is not None
+            _NPUC.extend(digests.of(Path(place)) for place in spec.submodule_search_locations)
+    return _hash(_NPUC)
 
 
 def finding(target: str, machine: Machine, digests: Digests, memo: Path | None) -> str:
@@ -144,13 +149,13 @@ def _version(name: str) -> str:
 
 
 def _packages() -> str:
-    """Hash the names and versions of all distributions, from the names of their folders alone."""
+    """Hash the names and versions of all distributions, from the names of their folders alone.
+
+    Of site folders: what else Python imports from depends on how it was started.
+    """
     found = set()
-    for place in sys.path:
-        try:
-            names = os.listdir(place or ".")
-        except OSError:
-            continue
+    for place in {str(Path(p).resolve()) for p in sys.path if p.endswith("-packages")}:
+        names = os.listdir(place) if os.path.isdir(place) else []
         found |= {n for n in names if n.endswith((".dist-info", ".egg-info", ".pth", ".egg-link"))}
     return _hash(sorted(found))
 

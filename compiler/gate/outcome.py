@@ -85,9 +85,9 @@ class Outcome:
     def text(self) -> str:
         """Return all there is to say: the report or the error, and the notes."""
         head = f"{self.pair.name}: {self.state.upper()}"
-        table = self.report.table() if self.report is not None else ""
-        body = str(self.error) if self.error is not None else table
-        return "\n".join([head, body, *(f"note: {note}" for note in self.notes)])
+        error = [str(self.error)] if self.error is not None else []
+        table = [self.report.table()] if self.report is not None else []
+        return "\n".join([head, *error, *table, *(f"note: {note}" for note in self.notes)])
 
 
 def _first(error: NpucError) -> str:
