@@ -180,3 +180,56 @@ def test_a_wrong_class_is_still_found(tmp_path: Any) -> None:
     assert Policy().loss().faults([found])
     with pytest.raises(ParityError):
         differences([right], [{"z": right["y"]}], settle=settle)
+
+
+def suppression(least: str = "0.2") -> Program:
+    text = f"""<ir_version: 10, opset_import: ["" : 20]>
+    net (float[1, 4, 4] b, float[1, 2, 4] s) => (int32[n, 3] y)
+    <int64[1] k = {{4}}, float[1] i = {{0.5}}, float[1] t = {{{least}}}>
+    {{ z = Add (s, s) r = NonMaxSuppression (b, z, k, i, t) y = Cast <to=6> (r) }}"""
+    return Program.from_model(ir.from_proto(onnx.parser.parse_model(text)))
+
+
+BOXES = np.array([[[0, 0, 9, 9], [0, 0, 9, 9.5], [20, 20, 30, 30], [50, 50, 60, 60]]], np.float32)
+SCORES = np.array([[[0.45, 0.45 + NEAR / 4, 0.3, 0.1 + NEAR / 4], [0, 0, 0.4, 0.2]]], np.float32)
+
+
+def kept(got: list[list[int]], scores: Array = SCORES) -> float:
+    """Return which share of the rows counts as equal, for a reference that ran for real."""
+    given, call = suppression(), {"b": BOXES, "s": scores}
+    reference = OnnxRunner(given)(call)
+    assert reference["y"].tolist() == [[0, 0, 1], [0, 0, 2], [0, 0, 3], [0, 1, 2], [0, 1, 3]]
+    answer = {"y": np.array(got, np.int32).reshape(-1, 3)}
+    settle = Chosen(given, [call], 16).over([call])
+    (found,) = differences([reference], [answer], settle=settle)
+    assert not found.fault
+    return found.agreement or 0.0
+
+
+def test_boxes_that_suppression_keeps_are_a_set_with_ties() -> None:
+    rows = [[0, 0, 1], [0, 0, 2], [0, 0, 3], [0, 1, 2], [0, 1, 3]]
+    assert kept(rows) == kept(rows[::-1]) == 1
+    assert kept([[0, 0, 0], *rows[1:]]) == 1, "box 0 is as good as box 1, which it suppresses"
+    assert kept([*rows[:2], *rows[3:]]) == 1, "the score of box 3 is at the limit"
+    assert kept([[0, 0, 2], *rows[1:]]) == pytest.approx(0.8), "a row twice is one row too many"
+    assert kept(rows[1:]) == pytest.approx(0.8)
+    assert kept([*rows, [0, 1, 0]]) == pytest.approx(0.8)
+    assert kept([[0, 0, 9], [7, 0, 1], *rows[2:]]) == pytest.approx(0.6)
+    assert kept([[0, 1, 1], *rows[1:]]) == pytest.approx(0.8), "of the other class"
+    assert kept([]) == 0
+
+
+def test_suppressed_boxes_are_found_only_where_nothing_moved_them() -> None:
+    assert set(find(suppression())) == {"y"}
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    net (float[1, 4, 4] b, float[1, 2, 4] s) => (int64[3, n] y)
+    { r = NonMaxSuppression (b, s) y = Transpose (r) }"""
+    assert find(Program.from_model(ir.from_proto(onnx.parser.parse_model(text)))) == {}
+
+
+def test_scores_that_are_inputs_have_no_noise() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    net (float[n, 3] x) => (int64[n] y) { y = ArgMax <axis=1, keepdims=0> (x) }"""
+    given = Program.from_model(ir.from_proto(onnx.parser.parse_model(text)))
+    call = {"x": np.array([[1, 1, 0], [2, 1 + NEAR, 1]], np.float32)}
+    assert settled(given, call, [0, 0], [1, 1]) == [0, 1]
