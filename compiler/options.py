@@ -66,6 +66,15 @@ _QUANTIZATION = (
 )  # fmt: skip
 
 
+_OUTLETS = (
+    click.option("--html", type=FILE, metavar="FILE", help="Write a page to this file."),
+    click.option("--junit", type=FILE, metavar="FILE", help="Write JUnit XML to this file."),
+    click.option("--sarif", type=FILE, metavar="FILE", help="Write SARIF to this file."),
+    click.option("--markdown", type=FILE, metavar="FILE",
+                 help="Write Markdown for a pull request to this file."),
+)  # fmt: skip
+
+
 class InOrder(click.Group):
     """Lists verbs in the order of this file, which is the order of use."""
 
@@ -83,6 +92,13 @@ def quantization_options(function: Any) -> Any:
 def source_options(function: Any) -> Any:
     """Add the options that say what a model file is."""
     for option in reversed(_SOURCE):
+        function = option(function)
+    return function
+
+
+def outlet_options(function: Any) -> Any:
+    """Add the files that the result is written to as well (`npuc.outlets.writing`)."""
+    for option in reversed(_OUTLETS):
         function = option(function)
     return function
 

@@ -92,14 +92,25 @@ def of(
     failures: Mapping[str, NpucError],
     source: str = "",
 ) -> tuple[Entry, ...]:
-    """Make entries of one model's reports; `failures` names targets that ended with an error."""
-    model = reports[0].model if reports else source.rsplit("/", 1)[-1]
-    done = [
-        Entry(f"{r.model}::{r.target}", r.model, r.target, r, "", r.exit_code, False, source)
-        for r in reports
-    ]
+    """Make entries of one model's reports; `failures` names targets that ended with an error.
+
+    A model is called by its file's name, wherever that lies.
+    """
+    model = _file(reports[0].model if reports else source)
     failed = [
-        Entry(f"{model}::{target}", model, target, None, str(error), error.exit_code, False, source)
+        _entry(model, target, None, str(error), error.exit_code, source)
         for target, error in failures.items()
     ]
+    done = [_entry(_file(r.model), r.target, r, "", r.exit_code, source) for r in reports]
     return (*done, *failed)
+
+
+def _file(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def _entry(
+    model: str, target: str, report: Report | None, error: str, code: int, source: str
+) -> Entry:
+    name = f"{model}::{target}" if target else model
+    return Entry(name, model, target, report, error, code, source=source)

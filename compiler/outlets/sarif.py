@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from npuc.errors import worst
 from npuc.jsonable import plain
+from npuc.layers.text import largest
 from npuc.outlets import rules
 from npuc.outlets.entry import NOTHING, Entry
 from npuc.outlets.whereabouts import Repository, Spot
@@ -111,15 +112,13 @@ def _said(lines: Iterable[str]) -> str:
 def _result(finding: _Finding, index: int, repository: Repository) -> Json:
     entry = finding.entry
     spots = repository.spots(entry, finding.text)
-    about = f"{entry.name}: {harmless(finding.text)}"
-    if entry.report is not None and spots and spots[0].layer:
-        about += f"\nMost of it is lost in {spots[0].layer}."
+    about = "\n".join(filter(None, [f"{entry.name}: {finding.text}", _culprit(entry)]))
     found: Json = {
         "ruleId": finding.rule,
         "ruleIndex": index,
         "level": "warning" if finding.waiver else "error",
         "kind": "fail",
-        "message": {"text": about},
+        "message": {"text": harmless(about)},
         "locations": [_location(entry, spots[0] if spots else None)],
         "partialFingerprints": {"npucFinding/v1": _fingerprint(finding)},
         "properties": _properties(finding),
@@ -134,6 +133,16 @@ def _result(finding: _Finding, index: int, repository: Repository) -> Json:
             {"kind": "external", "status": "accepted", "justification": finding.waiver}
         ]
     return found
+
+
+def _culprit(entry: Entry) -> str:
+    """Name the layer where most is lost, where something is and layers were measured."""
+    layers = None if entry.report is None or entry.report.passed else entry.report.layers
+    culprit = None if layers is None else largest(layers)
+    if layers is None or culprit is None:
+        return ""
+    layer = layers.find(culprit.tensor)
+    return f"Most of it is lost in {layer.title}{f' ({layer.place})' if layer.place else ''}."
 
 
 def _location(entry: Entry, spot: Spot | None) -> Json:

@@ -57,8 +57,9 @@ def table(
 ) -> str:
     """Return a table that scrolls sideways; heads are text, cells HTML.
 
-    `kinds` has a CSS class for each column: "n" for numbers, "t" for text that wraps, or "". On a
-    phone one to `stack` sets the cells of a row below one another, each with its head.
+    `kinds` has a CSS class for each column: "n" for numbers, "t" for text that wraps, "w" for
+    names that may break, or "". On a phone one to `stack` sets the cells of a row below one
+    another, each with its head.
     """
     heads = "".join(
         f'<th scope="col" class="{kind}">{escape(name)}</th>'

@@ -99,7 +99,7 @@ def _table(found: Layers) -> str:
         "layer", "op", "accumulated", "born here", "on device", "reads", "codes reach", "seen",
         "clipped", "source",
     )  # fmt: skip
-    return drawing.table(head, rows, ("", "", "n", "n", "n", "", "n", "n", "n", ""))
+    return drawing.table(head, rows, ("w", "", "n", "n", "n", "w", "n", "n", "n", "t"))
 
 
 def _row(layer: Layer, found: Layers) -> Sequence[str]:

@@ -89,7 +89,7 @@ def outputs(report: Report) -> str:
         for d in found
     ]  # fmt: skip
     head = ("output", "SQNR dB", "max abs", "largest value", "cosine", "same choice", "")
-    return drawing.table(head, rows, ("", "n", "n", "n", "n", "n", "t"))
+    return drawing.table(head, rows, ("w", "n", "n", "n", "n", "n", "t"))
 
 
 def assumed(report: Report) -> str:
@@ -117,7 +117,7 @@ def placement(report: Report) -> str:
             (escape(c.tensor), f"{c.dtype} {list(c.shape)}", size(c.bytes), escape(c.to))
             for c in report.crossings
         ]
-        crossed += drawing.table(("tensor", "type", "bytes", "to"), cells, ("", "", "n", ""))
+        crossed += drawing.table(("tensor", "type", "bytes", "to"), cells, ("w", "", "n", ""))
     return drawing.table(("on", "runs"), rows, ("", "t")) + crossed
 
 

@@ -43,6 +43,7 @@ white-space:nowrap;overflow-wrap:normal}
 tbody tr:last-child>*{border-bottom:0}th{color:var(--quiet);font-weight:600;font-size:.87rem}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 td.t{white-space:normal;min-width:15rem;overflow-wrap:anywhere}
+td.w{white-space:normal;min-width:10rem;overflow-wrap:anywhere}
 .pinned{border-collapse:separate;border-spacing:0}
 .pinned th:first-child,.pinned td:first-child{position:sticky;left:0;background:var(--page)}
 th button{all:unset;cursor:pointer}th button:focus-visible{outline:2px solid var(--bar)}

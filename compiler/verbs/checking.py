@@ -6,10 +6,12 @@ from typing import Any
 import click
 
 from npuc.console import json_out, out
+from npuc.errors import NpucError
 from npuc.options import (
     FILE,
     as_json_option,
     min_sqnr,
+    outlet_options,
     reference_option,
     samples_option,
     strict_option,
@@ -40,6 +42,7 @@ def run(artifact: Path, npz: Path | None, output: Path | None, as_json: bool) ->
 @reference_option
 @strict_option
 @min_sqnr
+@outlet_options
 @as_json_option
 def verify(artifact: Path, min_sqnr: float, as_json: bool, **options: Any) -> int:
     """Check ARTIFACT's hashes, run it, and compare it again with the stored original answers.
@@ -47,10 +50,17 @@ def verify(artifact: Path, min_sqnr: float, as_json: bool, **options: Any) -> in
     With --reference on all of that file's samples; neither torch nor the model is needed.
     """
     from npuc import pipeline
+    from npuc.outlets.writing import Files
     from npuc.policy import Policy
 
+    files = Files.taken(options)
     policy = Policy(sqnr_db=min_sqnr)
-    report = pipeline.verify(artifact, policy=policy, **options)
+    try:
+        report = pipeline.verify(artifact, policy=policy, **options)
+    except NpucError as error:
+        files.write_reports([], {"": error}, str(artifact))
+        raise
+    files.write_reports([report], {}, str(artifact))
     json_out(report.to_json()) if as_json else out(report.table())
     return int(report.exit_code)
 

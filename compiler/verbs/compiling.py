@@ -13,6 +13,7 @@ from npuc.options import (
     dim_option,
     min_sqnr,
     opset_option,
+    outlet_options,
     quantization_options,
     quiet_option,
     reference_option,
@@ -97,43 +98,45 @@ from npuc.options import (
     help="Limit for each external tool.",
 )
 @click.option("--layers", is_flag=True, help="Show what each layer loses, and where most is born.")
-@click.option(
-    "--html",
-    type=FILE,
-    help="Write a page to this file: of one target with its layers, or of several side by side.",
-)
+@outlet_options
 @as_json_option
 @quiet_option
 def compile_verb(
     model_file: str, targets: tuple[str, ...], output: Path | None, dims: tuple[str, ...],
-    fallback: str | None, vendor: Any, min_sqnr: float, html: Path | None, as_json: bool,
-    quiet: bool, budget: str | None, layers: bool, **options: Any,
+    fallback: str | None, vendor: Any, min_sqnr: float, as_json: bool, quiet: bool,
+    budget: str | None, layers: bool, **options: Any,
 ) -> int:  # fmt: skip
     """Compile MODEL (a file, or zoo:NAME) and compare every step with the original."""
     from npuc import outputs, pipeline
+    from npuc.outlets.writing import Files
     from npuc.policy import Policy
 
     names = target_names(targets)
-    for path in (*outputs.artifact_paths(model_file, names, output), *([html] if html else ())):
+    for path in outputs.artifact_paths(model_file, names, output):
         outputs.probe(path)
+    files = Files.taken(options)
     failures: dict[str, NpucError] = {}
     failed = failures.__setitem__ if len(names) > 1 else None
-    with progress(quiet) as shown:
-        done = pipeline.compile(
-            model_file, target=names, output=output, dims=sizes(dims), fallback=fallback or "",
-            vendor=vendor or "use", policy=Policy(sqnr_db=min_sqnr), progress=shown,
-            failed=failed, budget=None if budget is None else seconds(budget),
-            layers=layers or (html is not None and len(names) == 1), **options,
-        )  # fmt: skip
-    if html:
-        from npuc.pages import page
-
-        reports = [c.report for c in done]
-        outputs.text(html, page.fitting(reports, failures))
+    located = len(names) == 1 and (files.html is not None or files.sarif is not None)
+    try:
+        with progress(quiet) as shown:
+            done = pipeline.compile(
+                model_file, target=names, output=output, dims=sizes(dims), fallback=fallback or "",
+                vendor=vendor or "use", policy=Policy(sqnr_db=min_sqnr), progress=shown,
+                failed=failed, budget=None if budget is None else seconds(budget),
+                layers=layers or located, **options,
+            )  # fmt: skip
+    except NpucError as stopped:
+        files.write_reports([], dict.fromkeys(names, stopped), model_file)
+        raise
+    files.write_reports([c.report for c in done], failures, model_file)
     if as_json:
+        from npuc.outlets import schema
+
         data = [{"artifact": str(c.artifact_path), **c.report.to_json()} for c in done]
         errors = {name: {"exit_code": e.exit_code, "error": str(e)} for name, e in failures.items()}
-        json_out({"compiled": data} | ({"failed": errors} if errors else {}))
+        head = {"schema": schema.COMPILED, "compiled": data}
+        json_out(head | ({"failed": errors} if errors else {}))
     else:
         from npuc.layers import text as layers_text
 

@@ -8,7 +8,7 @@ import click
 
 from npuc.console import json_out, out, progress
 from npuc.errors import UsageError, worst
-from npuc.options import FILE, as_json_option, quiet_option, split
+from npuc.options import as_json_option, outlet_options, quiet_option, split
 
 if TYPE_CHECKING:
     from npuc.gate.outcome import Outcome
@@ -23,18 +23,16 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--model", "models", multiple=True, metavar="NAME[,NAME]", help="Only these models.")
 @click.option("--strict", is_flag=True, help="Refuse references that are in doubt.")
-@click.option("--junit", type=FILE, metavar="FILE", help="Write JUnit XML to this file.")
-@click.option("--sarif", type=FILE, metavar="FILE", help="Write SARIF to this file.")
-@click.option("--html", type=FILE, metavar="FILE", help="Write a page to this file.")
-@click.option("--markdown", type=FILE, metavar="FILE", help="Write Markdown for a pull request.")
+@outlet_options
 @click.option("--no-cache", is_flag=True, help="Compile everything, and keep nothing.")
-@click.option("--today", type=click.DateTime(["%Y-%m-%d"]), hidden=True)
+@click.option(
+    "--today", type=click.DateTime(["%Y-%m-%d"]), hidden=True, help="The day for waivers to expire."
+)
 @as_json_option
 @quiet_option
 def gate(
     files: tuple[str, ...], targets: tuple[str, ...], models: tuple[str, ...], strict: bool,
-    junit: Path | None, sarif: Path | None, html: Path | None, markdown: Path | None,
-    no_cache: bool, today: datetime | None, as_json: bool, quiet: bool,
+    no_cache: bool, today: datetime | None, as_json: bool, quiet: bool, **asked: Path | None,
 ) -> int:  # fmt: skip
     """Hold every model of parity.toml to its original, on each of its targets.
 
@@ -45,21 +43,21 @@ def gate(
     from dataclasses import replace
     from tempfile import TemporaryDirectory
 
-    from npuc import outputs
     from npuc.gate import run
     from npuc.gate.cache import Cache
+    from npuc.gate.entries import entries
+    from npuc.outlets.writing import Files
 
     spec = _spec(files, split(targets), split(models))
     spec = replace(spec, strict=spec.strict or strict)
-    for path in filter(None, (junit, sarif, html, markdown)):
-        outputs.probe(path)
+    files_asked = Files.taken(asked)
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory(prefix="npuc-")) if no_cache else None
         cache = Cache.own() if folder is None else Cache(Path(folder))
         with progress(quiet) as shown:
             day = None if today is None else today.date()
             found = run.check_all(spec, cache=cache, today=day, progress=shown)
-        _write(found, junit, sarif, html, markdown)
+        files_asked.write(entries(found))
         _print(found, as_json)
     return worst(outcome.exit_code for outcome in found)
 
@@ -82,35 +80,6 @@ def _spec(files: tuple[str, ...], targets: tuple[str, ...], models: tuple[str, .
             f"no target for {', '.join(files)}", hint=f"npuc gate {files[0]} --target NAME[,NAME]"
         )
     return spec.single(files, plugins.names() if targets == ("all",) else targets).only(models)
-
-
-def _write(
-    found: "tuple[Outcome, ...]",
-    junit: Path | None,
-    sarif: Path | None,
-    html: Path | None,
-    markdown: Path | None,
-) -> None:
-    from npuc import outputs
-    from npuc.gate.entries import entries
-
-    listed = entries(found) if any((junit, sarif, html, markdown)) else ()
-    if junit:
-        from npuc.outlets import junit as xml
-
-        outputs.text(junit, xml.text(listed))
-    if sarif:
-        from npuc.outlets import sarif as results
-
-        outputs.text(sarif, results.text(listed, Path.cwd()))
-    if html:
-        from npuc.pages import page
-
-        outputs.text(html, page.gate(listed))
-    if markdown:
-        from npuc.outlets import markdown as summary
-
-        outputs.text(markdown, summary.text(listed))
 
 
 def _print(found: "tuple[Outcome, ...]", as_json: bool) -> None:

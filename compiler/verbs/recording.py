@@ -23,6 +23,7 @@ from npuc.options import (
     type=FILE,
     help="The calls to record, as an .npz file: names to arrays, samples along axis 0.",
 )
+@click.option("--calibration", type=FILE, help="Inputs to quantize with.  [default: --inputs]")
 @click.option("-o", "--output", type=FILE, help="The model with its answers (.pt).")
 @click.option(
     "--reference",
@@ -46,7 +47,8 @@ from npuc.options import (
     "--check", is_flag=True, help="Write nothing; exit code 6 where a reference is out of date."
 )
 def record_verb(
-    models: tuple[str, ...], npz: Path | None, output: Path | None, reference: Path | None,
+    models: tuple[str, ...], npz: Path | None, calibration: Path | None, output: Path | None,
+    reference: Path | None,
     intermediates: tuple[str, ...], max_size: str, strict: bool, update: Path | None, check: bool,
     **options: Any,
 ) -> int:  # fmt: skip
@@ -62,8 +64,10 @@ def record_verb(
     A summary (model.pt.txt) is written beside each file, for the diff of a merge request.
     """
     again = update is not None or check
-    if again and (output or reference):
-        raise UsageError("-o and --reference are for new files; --update and --check name theirs")
+    if again and (output or reference or calibration):
+        raise UsageError(
+            "-o, --reference and --calibration are for new files; --update and --check name theirs"
+        )
     if again:
         return _again(models, update, npz, intermediates, size(max_size), strict, check, options)
     if len(models) != 1 or npz is None or not (output or reference):
@@ -77,7 +81,7 @@ def record_verb(
     for path in filter(None, (output, reference)):
         outputs.probe(path)
     found = record.record(
-        load(models[0], **options), npz, output, reference=reference,
+        load(models[0], **options), npz, output, calibration or (), reference=reference,
         intermediates=intermediates, max_bytes=size(max_size), strict=strict,
     )  # fmt: skip
     names = " and ".join(str(path) for path in (output, reference) if path)

@@ -20,6 +20,7 @@ from npuc.jsonable import canonical
 from npuc.layers.found import BINS, Coded, Culprit, Histogram, Layer, Layers
 from npuc.layers.text import advice, finding, table
 from npuc.metrics import Difference
+from npuc.outlets import entry as entries_of
 from npuc.pages import page as pages
 from npuc.pages.page import page
 from npuc.partition import Crossing
@@ -184,10 +185,10 @@ def test_a_page_without_layers_says_so(found: Layers | None, whole: Callable[[st
 
 def test_several_targets_get_the_page_that_sets_them_side_by_side() -> None:
     broke = UnsupportedError("it broke", hint="npuc check m.pt")
-    one = pages.fitting([report()], {})
+    one = pages.fitting(entries_of.of([report()], {}))
     assert "<h1>m.pt → chip <small>int8" in one and "Per model and target" not in one
     for reports, failed in (([report(), report()], {}), ([report()], {"other": broke})):
-        html = pages.fitting(reports, failed)
+        html = pages.fitting(entries_of.of(reports, failed))
         assert "Per model and target" in html and "Layer by layer" in html
-    html = pages.fitting([], {"other": broke})
+    html = pages.fitting(entries_of.of([], {"other": broke}, "/x/m.pt"))
     assert "other" in html and "npuc check m.pt" in html and "ERROR" in html
