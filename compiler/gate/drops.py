@@ -1,4 +1,4 @@
-"""A score of the user's own that may not drop, sample by sample or over all of them."""
+"""A score that may not drop, of the user's own or of a task, on all samples or on each."""
 
 import math
 import traceback
@@ -18,6 +18,7 @@ from npuc.gate.wording import judged
 from npuc.held import Held
 from npuc.program import Tensors
 from npuc.statistics import Verdict
+from npuc.tasks.catalogue import TASKS
 
 if TYPE_CHECKING:
     from npuc.floors import Floor
@@ -52,9 +53,7 @@ class MaxDrop:
     ) -> Iterator[Held]:
         """Yield one finding; raises `UsageError` where the function or its labels do not fit."""
         sizes = rows.counts(samples, expected)
-        truths: list[Labels] = [None] * len(sizes)
-        if self.labels is not None:
-            truths = rows.labels(_read(self.labels), sizes, str(self.labels))
+        truths = _labels(self.labels, sizes)
         with functions.loaded(self.function, self.folder) as score:
             if self.corpus:
                 found, values = self._corpus(score, sizes, truths, expected, got)
@@ -152,6 +151,53 @@ class MaxDrop:
                 hint="it is called as function(outputs, labels) with outputs by name: "
                 + ("lists of them, one entry a sample" if self.corpus else "those of one call"),
             ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDrop:
+    """How far a score of one of npuc's tasks may fall; `settings` are what the task takes.
+
+    Without labels the original's own answers are the truth.
+    """
+
+    name: str
+    bar: float
+    task: str
+    labels: Path | None = None
+    settings: tuple[tuple[str, Any], ...] = ()
+    confidence: float = 0.95
+
+    def judge(
+        self,
+        samples: Sequence[Tensors],
+        expected: Sequence[Tensors],
+        got: Sequence[Tensors],
+        floor: "Mapping[str, Floor]",
+    ) -> Iterator[Held]:
+        """Yield one finding; raises `UsageError` where outputs, labels or settings do not fit."""
+        sizes = rows.counts(samples, expected)
+        truths = _labels(self.labels, sizes)
+        task, settings = TASKS[self.task], dict(self.settings)
+        if "ties" in task.options:
+            named = [n for key, n in self.settings if key in task.outputs and n in floor]
+            settings["ties"] = max(2 * floor[n].max_abs for n in named or floor)
+        first, second = (rows.singles(calls, sizes) for calls in (expected, got))
+        known = None if self.labels is None else _singles(truths, sizes)
+        try:
+            measured = task.measure(first, second, known, **settings)
+            found = measured.drop_at_most(self.bar, self.confidence)
+            before, after = measured.means
+        except UsageError as error:
+            raise UsageError(f"metrics.{self.name}: {error.message}", hint=error.hint) from error
+        note = f" ({measured.note})" if measured.note else ""
+        drop = f"{before:.4g} → {after:.4g}, a drop of {found.estimate:.4g}{note}"
+        what = f"{self.name}: {task.score} {drop}"
+        key = f"metric.{self.name}"
+        yield judged(key, "", found, what, self.bar, self.confidence, at_least=False)
+
+
+def _labels(path: Path | None, sizes: Sequence[int]) -> list[Labels]:
+    return [None] * len(sizes) if path is None else rows.labels(_read(path), sizes, str(path))
 
 
 def _singles(truths: Sequence[Labels], sizes: Sequence[int]) -> list[Labels]:

@@ -12,8 +12,7 @@ from npuc.gate import tables
 from npuc.gate.pairs import Hold, Metric
 from npuc.gate.tables import Table, Value
 from npuc.profile import Profile
-
-TASKS = ("classification", "detection", "segmentation", "next-token")
+from npuc.tasks.catalogue import TASKS
 
 BARS: Mapping[str, Value] = {
     "sqnr-db": tables.number(-math.inf, math.inf),
@@ -109,24 +108,40 @@ def metric(name: str, table: Table, folder: Path, base: Hold) -> Metric | None:
     function = table.take("function", tables.text, "")
     task = table.take("task", tables.one_of(*TASKS), "")
     labels = table.take("labels", tables.path(folder))
-    corpus = table.take("corpus", tables.flag, False)
-    span = table.take("span", tables.span, (0.0, 1.0))
     sure = table.take("confidence", BARS["confidence"], base.sure)
-    table.done()
-    if bool(function) == bool(task):
-        what = "both function and task" if function else "neither function nor task"
-        stated = {"function", "task"} & set(table.data)
-        if not stated or function:
-            table.faults.add(table.key, f"has {what}: it needs one of them")
-    if task and corpus:
-        table.fault("corpus", "is for functions: a task knows which of its scores are")
+    if {"function", "task"} <= set(table.data):
+        table.faults.add(table.key, "has both function and task: it needs one of them")
+    elif not {"function", "task"} & set(table.data):
+        table.faults.add(table.key, "has neither function nor task: it needs one of them")
+    corpus, span = False, (0.0, 1.0)
+    settings: tuple[tuple[str, Any], ...] = ()
+    if task:
+        settings = _settings(table, task)
+    else:
+        corpus = table.take("corpus", tables.flag, False)
+        span = table.take("span", tables.span, (0.0, 1.0))
     if function:
-        from npuc.gate import functions
-
-        try:
-            functions.locate(function, folder)
-        except UsageError as error:
-            table.fault("function", error.message)
+        _function(table, function, folder)
+    table.done()
     if len(table.faults.found) > before:
         return None
-    return Metric(name, most, function, task, labels, corpus, span, sure)
+    return Metric(name, most, function, task, labels, corpus, span, sure, settings)
+
+
+def _settings(table: Table, task: str) -> tuple[tuple[str, Any], ...]:
+    """Read what a task takes: names of outputs, and numbers of the kind of their defaults."""
+    kinds: dict[str, Value] = {name: tables.text for name in TASKS[task].outputs}
+    for name, default in TASKS[task].options.items():
+        if name != "ties":  # the original's noise says what is a tie
+            kinds[name] = tables.like(default)
+    found = {name: table.take(name, value) for name, value in kinds.items()}
+    return tuple((name, value) for name, value in found.items() if value is not None)
+
+
+def _function(table: Table, function: str, folder: Path) -> None:
+    from npuc.gate import functions
+
+    try:
+        functions.locate(function, folder)
+    except UsageError as error:
+        table.fault("function", error.message)

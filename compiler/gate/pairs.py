@@ -43,7 +43,8 @@ class Metric:
     """A score of the user's, or of one of npuc's tasks, that may drop by `max_drop` at most.
 
     Exactly one of `function` (``module:function``) and `task` is set. `labels` is an .npz file, or
-    None where the original's own answers are the truth. `span` bounds a score from below and above.
+    None where the original's own answers are the truth. `span` bounds a function's score from below
+    and above, `corpus` says that it scores all samples together. `settings` are keys of a task.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Metric:
     corpus: bool = False
     span: tuple[float, float] = (0.0, 1.0)
     confidence: float = CONFIDENCE
+    settings: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

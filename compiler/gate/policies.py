@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from npuc.gate.demands import MaxNoise, MinAgreement, MinCosine, MinSqnr
-from npuc.gate.drops import MaxDrop
+from npuc.gate.drops import MaxDrop, TaskDrop
 from npuc.gate.pairs import Hold, Model
 from npuc.held import Demand
 from npuc.policy import NOISE_FACTOR, Policy
@@ -44,7 +44,13 @@ def _demands(bars: Hold, output: str, but: tuple[str, ...]) -> Iterator[Demand]:
 
 def _drops(model: Model) -> Iterator[Demand]:
     for score in model.metrics:
-        yield MaxDrop(
-            score.name, score.max_drop, score.function, model.folder, score.labels,
-            score.corpus, score.span, score.confidence,
-        )  # fmt: skip
+        if score.task:
+            yield TaskDrop(
+                score.name, score.max_drop, score.task, score.labels, score.settings,
+                score.confidence,
+            )  # fmt: skip
+        else:
+            yield MaxDrop(
+                score.name, score.max_drop, score.function, model.folder, score.labels,
+                score.corpus, score.span, score.confidence,
+            )  # fmt: skip

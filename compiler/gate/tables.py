@@ -180,6 +180,28 @@ def span(value: Any) -> tuple[float, float]:
     return low, high
 
 
+def like(default: Any) -> Value:
+    """Take what is of the kind of a default: a text, a number, whole numbers, or numbers."""
+    if isinstance(default, str):
+        return text
+    if isinstance(default, tuple):
+        return _numbers
+
+    def take(value: Any) -> float | int:
+        found = number(-math.inf, math.inf)(value)
+        if isinstance(default, int) and found != int(found):
+            raise ValueError(f"is {value:g}, not a whole number")
+        return int(found) if isinstance(default, int) else float(found)
+
+    return take
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"is {spelled(value)}, not an array of numbers")
+    return tuple(number(-math.inf, math.inf)(each) for each in value)
+
+
 def day(value: Any) -> date:
     """Take a date; a time of day is none."""
     if isinstance(value, datetime) or not isinstance(value, date):

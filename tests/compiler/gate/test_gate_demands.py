@@ -17,6 +17,11 @@ from npuc.gate.policies import policy
 from npuc.held import Demand, Held
 from npuc.policy import NOISE_FACTOR
 
+
+def floats(values: Any) -> Any:
+    return np.array(values, np.float32)
+
+
 FLOOR = {n: Floor(1e-6, 1e-7, 1.0) for n in ("logits", "mask", "ids")}
 
 
@@ -35,9 +40,9 @@ def one_hot(*choices: int) -> Any:
 
 
 def test_sqnr_and_cosine_of_each_output_of_floats() -> None:
-    expected = [{"logits": np.float32([[3.0, 4.0]]), "mask": np.float32([[1.0, 0.0]]),
+    expected = [{"logits": floats([[3.0, 4.0]]), "mask": floats([[1.0, 0.0]]),
                  "ids": np.array([[1]])}]  # fmt: skip
-    got = [{"logits": np.float32([[3.0, 4.5]]), "mask": np.float32([[1.0, 0.0]]),
+    got = [{"logits": floats([[3.0, 4.5]]), "mask": floats([[1.0, 0.0]]),
             "ids": np.array([[2]])}]  # fmt: skip
     first, second = judge(MinSqnr(20.5), expected, got)
     assert (first.check, first.output, first.state, first.bar) == (
@@ -55,7 +60,7 @@ def test_sqnr_and_cosine_of_each_output_of_floats() -> None:
 
 
 def test_noise_is_counted_in_floors_of_the_output() -> None:
-    expected, got = calls(np.float32([[1.0, 0.5]])), calls(np.float32([[1.0, 0.500004]]))
+    expected, got = calls(floats([[1.0, 0.5]])), calls(floats([[1.0, 0.500004]]))
     (found,) = judge(MaxNoise(8), expected, got)
     assert found.state == "ok" and found.value == pytest.approx(4.0, rel=0.02)
     assert judge(MaxNoise(3), expected, got)[0].state == "failed"
@@ -100,7 +105,7 @@ def test_an_agreement_of_one_is_of_these_samples() -> None:
 
 
 def test_ties_are_judged_on_values() -> None:
-    expected = calls(np.float32([[0.5, 0.5000001, 0.1]]))
+    expected = calls(floats([[0.5, 0.5000001, 0.1]]))
     assert judge(MinAgreement(1, 0.95), expected, calls(one_hot(0)))[0].state == "ok"
     assert judge(MinAgreement(1, 0.95), expected, calls(one_hot(2)))[0].state == "failed"
 
@@ -115,7 +120,7 @@ def test_tokens_of_one_text_are_one_sample() -> None:
 
 
 def test_agreement_needs_something_to_choose() -> None:
-    single = calls(np.float32([[0.3]]))
+    single = calls(floats([[0.3]]))
     with pytest.raises(UsageError, match="logits makes no choice"):
         judge(MinAgreement(0.9, 0.95), single, single)
     with pytest.raises(UsageError, match="no output 'logit'; did you mean 'logits'"):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from npuc.errors import UsageError
-from npuc.gate.drops import MaxDrop
+from npuc.floors import Floor
+from npuc.gate.drops import MaxDrop, TaskDrop
 from npuc.held import Held
 
 Array = np.ndarray[Any, Any]
@@ -142,3 +143,41 @@ def test_two_files_of_one_name_are_told_apart_and_nothing_stays(tmp_path: Path) 
     assert [text.split(" →")[0] for text in scores] == ["mine: 0.25", "mine: 0.75"]
     assert "metrics_of_mine" not in sys.modules and "helper" not in sys.modules
     assert not any(str(tmp_path) in place for place in sys.path)
+
+
+def floats(values: Any) -> Any:
+    return np.array(values, np.float32)
+
+
+FLOOR = {"o": Floor(1e-6, 1e-7, 1.0)}
+
+
+def task(demand: TaskDrop, expected: Any, got: Any) -> Held:
+    samples = [{"x": np.zeros((len(call["o"]), 2))} for call in expected]
+    (found,) = demand.judge(samples, expected, got, FLOOR)
+    return found
+
+
+def test_a_task_scores_with_labels_and_without(labelled: Path) -> None:
+    found = task(TaskDrop("top", 0.1, "classification", labelled), batches(0), batches(4))
+    assert (found.check, found.state, found.samples) == ("metric.top", "ok", 400)
+    assert found.value == pytest.approx(0.01)
+    assert found.text.startswith("top: accuracy 1 → 0.99, a drop of 0.01 on 400 samples")
+    demand = TaskDrop("top", 0.1, "classification", settings=(("scores", "o"), ("k", 4)))
+    assert task(demand, batches(0), batches(400)).value == 0, "the best is always among all four"
+    bare = TaskDrop("top", 0.1, "classification")
+    assert task(bare, batches(0), batches(100)).state == "failed"
+
+
+def test_a_task_judges_ties_by_the_noise_of_the_output() -> None:
+    near = [{"o": floats([[0.5, 0.5000005]] * 400)}]
+    other = [{"o": floats([[0.6, 0.5]] * 400)}]
+    demand = TaskDrop("top", 0.1, "classification")
+    assert task(demand, near, other).value == 0
+    assert task(demand, [{"o": floats([[0.5, 0.51]] * 400)}], other).value == 1
+
+
+def test_a_task_that_does_not_fit_names_the_metric(labelled: Path) -> None:
+    with pytest.raises(UsageError, match=r"metrics.top: there is no output q"):
+        demand = TaskDrop("top", 0.1, "classification", labelled, (("scores", "q"),))
+        task(demand, batches(0), batches(0))

@@ -148,7 +148,7 @@ def test_where_it_lies_when_it_was_touched_and_what_is_waived_does_not_count(
     os.utime(first / "m.pt", (1, 1))
     waiver = Waiver("m", "atom", "artifact", "r", date(2027, 1, 1))
     assert key(Pair(moved, "atom", (waiver,))) == before
-    turned = replace(moved, options=dict(reversed(moved.options.items())))
+    turned = replace(moved, options=dict(reversed(list(moved.options.items()))))
     assert key(Pair(turned, "atom")) == before
 
 

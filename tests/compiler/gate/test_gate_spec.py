@@ -58,6 +58,12 @@ function = "evaluate:accuracy"
 labels = "labels.npz"
 max-drop = 0.01
 span = [0, 100]
+[models.net.metrics.found]
+task = "detection"
+max-drop = 0.02
+boxes = "dets"
+overlaps = [0.5, 0.75]
+nms = 0.5
 [models.zoo]
 file = "zoo:digits-vit"
 targets = ["atom", "cpu"]
@@ -82,7 +88,11 @@ expires = 2027-01-31
     labels = path.parent / "labels.npz"
     assert net.metrics == (
         Metric("accuracy", 0.01, "evaluate:accuracy", "", labels, False, (0.0, 100.0), 0.99),
-    )
+        Metric(
+            "found", 0.02, task="detection", confidence=0.99,
+            settings=(("boxes", "dets"), ("overlaps", (0.5, 0.75)), ("nms", 0.5)),
+        ),
+    )  # fmt: skip
     assert net.depends == (path.parent / "evaluate.py",)
     assert (zoo.source, zoo.path, zoo.hold.sqnr_db) == ("zoo:digits-vit", None, 25.0)
     waived = {pair.name: pair.waivers for pair in found.pairs() if pair.waivers}
@@ -145,6 +155,17 @@ FAULTS = {
          "line 12: models.net.metrics.c: has neither function nor task: it needs one of them",
          "line 13: models.net.metrics.c.span: is an array, not the least and the largest score, "
          "as [0, 1]"],
+    ),
+    "tasks": (
+        f"version = 1\n{LEAST}[models.net.metrics.a]\ntask = 'classification'\nmax-drop = 0.1\n"
+        "k = 1.5\nscore = 'x'\ncorpus = true\nties = 1\n"
+        "[models.net.metrics.b]\ntask = 'detections'\nmax-drop = 0.1\n",
+        ["line 8: models.net.metrics.a.k: is 1.5, not a whole number",
+         "line 9: models.net.metrics.a.score: unknown key; did you mean 'scores'?",
+         "line 10: models.net.metrics.a.corpus: unknown key",
+         "line 11: models.net.metrics.a.ties: unknown key",
+         "line 13: models.net.metrics.b.task: 'detections' is none of classification, detection, "
+         "segmentation, next-token; did you mean 'detection'?"],
     ),
     "waivers": (
         f"version = 1\n{LEAST}[[waivers]]\nmodel = 'net'\ntarget = 'cpu'\ncheck = 'artifact'\n"
