@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from npuc import (
     artifact,
@@ -42,6 +42,9 @@ HELD_OUT = 16
 STORED = 16
 """Calls an artifact carries, to be checked on again: it should not grow with the test set."""
 
+Looked = bool | Literal["failed"]
+"""Whether layers are measured: of every program, of none, or of those that do not pass."""
+
 CALIBRATION = 64
 """Recorded samples that quantization looks at; more rarely moves a range. All that the user gives
 for calibration are looked at."""
@@ -71,7 +74,7 @@ class Job:
     archive: Path | None
     placing: Placing
     budget: float | None = None
-    layers: bool = False
+    layers: Looked = False
     call: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -183,7 +186,8 @@ def _finish(
             PARITY: canonical(report.timeless.to_json()),
         }
         artifact.write(path, manifest, files)
-    if job.layers:  # not in the artifact, which is the same whether anyone looked or not
+    # Not in the artifact, which is the same whether anyone looked or not.
+    if job.layers is True or (job.layers == "failed" and not report.passed):
         shown.stage("measure layers")
         report = replace(report, layers=_layers(at, quantized, program, validator, quantizer))
     return Compiled(path, report)

@@ -25,7 +25,7 @@ from npuc.mixed import auto
 from npuc.originals import Calls
 from npuc.passes import standard
 from npuc.passes.base import run
-from npuc.per_target import AUTO, Job, Placing, compile_for, traced, watching
+from npuc.per_target import AUTO, Job, Looked, Placing, compile_for, traced, watching
 from npuc.policy import Policy
 from npuc.profile import Profile
 from npuc.program import Program
@@ -79,7 +79,7 @@ def compile(
     skip: Sequence[str] = (),
     equalize: bool = True,
     correct_bias: bool = True,
-    layers: bool = False,
+    layers: Looked = False,
     dump: str | Path | None = None,
     timeout: float = 3600.0,
     policy: Policy | None = None,
@@ -95,7 +95,8 @@ def compile(
     dynamic dimensions their size, by default that of the first sample. What a device cannot run
     stays on its host, unless `host` is False; `on_target` says what must not
     (``Conv,MatMul=all``).
-    With `layers` every report says what each layer loses, which takes some runs.
+    With `layers` every report says what each layer loses, which takes some runs; with "failed"
+    those do that did not pass.
     `budget` is how many seconds precision "auto" may search for each target, by default 300.
     Artifacts are written even where the report fails. Raises `NpucError`; parity is not raised
     but reported, unless a step that must keep the answer changed it. With `failed` one target's

@@ -139,7 +139,7 @@ def _compiled(
         try:
             done = pipeline.compile(
                 model.source, target=tuple(targets), output=folder, progress=shown,
-                failed=failed.__setitem__, **_arguments(model, pairs[0].strict),
+                failed=failed.__setitem__, layers="failed", **_arguments(model, pairs[0].strict),
             )  # fmt: skip
         except NpucError as error:
             failed, done = dict.fromkeys(targets, error), []

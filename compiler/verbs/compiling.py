@@ -1,7 +1,7 @@
 """`npuc compile`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -117,14 +117,16 @@ def compile_verb(
     files = Files.taken(options)
     failures: dict[str, NpucError] = {}
     failed = failures.__setitem__ if len(names) > 1 else None
-    located = len(names) == 1 and (files.html is not None or files.sarif is not None)
+    looked: bool | Literal["failed"] = layers or (len(names) == 1 and files.html is not None)
+    if files.paths and not looked:
+        looked = "failed"  # so that they name the user's line
     try:
         with progress(quiet) as shown:
             done = pipeline.compile(
                 model_file, target=names, output=output, dims=sizes(dims), fallback=fallback or "",
                 vendor=vendor or "use", policy=Policy(sqnr_db=min_sqnr), progress=shown,
                 failed=failed, budget=None if budget is None else seconds(budget),
-                layers=layers or located, **options,
+                layers=looked, **options,
             )  # fmt: skip
     except NpucError as stopped:
         files.write_reports([], dict.fromkeys(names, stopped), model_file)
