@@ -70,7 +70,7 @@ CHANGES = (
         "calibrated on images as the sensor gives them, 0 to 16",
         (edit("record.py", "calibration=prepare(seen[:CALIBRATION])",
               "calibration=seen[:CALIBRATION]"), RECORD),
-        GATE, 6, ("uses 6.2% of its calibrated range", "calibrate on data like that"),
+        GATE, 6, ("use 6.2% of its calibrated range", "calibrate on data like that"),
     ),
     Change(
         "two outputs of one shape are swapped",
