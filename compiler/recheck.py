@@ -60,6 +60,8 @@ def verify(
         exported = originals.spread_out(program, found)
         notes += _other_weights(opened, found)
     elif against is not None:
+        if stored.is_reference(Path(against)):
+            raise UsageError(f"{against} holds answers, not a model", hint=f"--reference {against}")
         loaded = load(str(against))
         calls = _stored(opened).samples if samples is None else originals.read(samples, program)
         found = originals.answered(loaded, export(loaded), calls, ())

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 
 from npuc import stored, summary, trust
-from npuc.answers import Reference, from_program
+from npuc.answers import Reference, from_program, run
 from npuc.answers import record as record_reference
 from npuc.atomic import atomic_write
 from npuc.calls import as_call, as_samples
@@ -76,6 +76,7 @@ def save(
         example = captured.signature.flatten(args, kwargs)
         chosen = tuple(as_samples(samples, captured, example, "samples")) or (example,)
         data = tuple(as_samples(calibration, captured, example, "calibration")) or chosen
+        _foresee(captured, chosen, data, max_bytes)
         # The seed only here, where the training script may have set it. In a process that sets
         # none it is drawn at random, and a compile would not give the same bytes twice.
         found = record_reference(
@@ -96,14 +97,14 @@ def record(
     loaded: "Loaded",
     inputs: "Path | Sequence[Tensors]",
     out: Path | None = None,
-    calibration: Sequence[Tensors] = (),
+    calibration: "Path | Sequence[Tensors]" = (),
     *,
     reference: Path | None = None,
     intermediates: Sequence[str] = (),
     max_bytes: int = stored.LIMIT,
     strict: bool = False,
 ) -> Reference:
-    """Record a loaded model's answers on `inputs` (an .npz path or arrays).
+    """Record a loaded model's answers on `inputs` (an .npz path or arrays, as `calibration`).
 
     With the model into `out`, alone into `reference`, each with its summary beside it. An ONNX
     model has a reference alone. Raises as `save` does.
@@ -113,7 +114,7 @@ def record(
             f"-o {out} is for torch models; {loaded.name} is ONNX",
             hint="record its answers alone: --reference FILE",
         )
-    found = answered(loaded, inputs, calibration, intermediates)
+    found = answered(loaded, inputs, calibration, intermediates, max_bytes)
     stored.bounded(found, max_bytes)
     trust.require(found, strict)
     if out is not None:
@@ -128,24 +129,38 @@ def record(
 def answered(
     loaded: "Loaded",
     inputs: "Path | Sequence[Tensors]",
-    calibration: Sequence[Tensors] = (),
+    calibration: "Path | Sequence[Tensors]" = (),
     intermediates: Sequence[str] = (),
+    max_bytes: int = stored.LIMIT,
 ) -> Reference:
     """Answer `inputs` with a loaded model; nothing is written."""
     from npuc.samples import load_inputs
 
     if isinstance(inputs, Path):
         inputs = load_inputs(inputs, ports_of(loaded))
+    if isinstance(calibration, Path):
+        calibration = load_inputs(calibration, ports_of(loaded))
     samples, what = tuple(inputs), "recorded by npuc record"
     data = tuple(calibration) or samples
+    if not samples:
+        raise UsageError("there is not one sample to record")
     if loaded.program is None:
         with _untouched():
+            _foresee(loaded.captured, samples, data, max_bytes)
             return record_reference(loaded.captured, samples, data, what, tuple(intermediates))
     if intermediates:
         raise UsageError(
             f"{loaded.name} is ONNX: it has no modules, and so no intermediates to record"
         )
     return from_program(loaded.program, samples, data, what)
+
+
+def _foresee(
+    captured: Captured, samples: tuple[Tensors, ...], data: tuple[Tensors, ...], limit: int
+) -> None:
+    """Raise `UsageError` before the long work where one call shows that all would be too large."""
+    first = run(captured, samples[0])
+    stored.bounded(Reference(samples, (first,) * len(samples), {}, {}, data), limit)
 
 
 def write_reference(reference: Reference, path: Path) -> None:

@@ -26,6 +26,7 @@ FORMAT = 2
 LIMIT = 256_000_000
 """Bytes of inputs and answers in a reference: it is committed, copied and loaded as a whole."""
 
+_HEADER = 100_000_000  # bytes, safetensors' own limit
 _KEY = "npuc"  # one metadata entry: safetensors writes several in random order
 
 
@@ -82,11 +83,19 @@ def read(path: Path) -> Reference:
 
 
 def is_reference(path: Path) -> bool:
-    """Whether a safetensors file is one that `write` wrote; only its header is read."""
+    """Whether a file is one that `write` wrote; only its header is read."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        head = json.loads(file.read(length))
-    return _KEY in (head.get("__metadata__") or {})
+        if not 2 <= length <= _HEADER:
+            return False
+        try:
+            head = json.loads(file.read(length))
+        except (ValueError, RecursionError):
+            return False
+    stated = head.get("__metadata__") if isinstance(head, dict) else None
+    return isinstance(stated, dict) and _KEY in stated
 
 
 def verified(reference: Reference) -> Reference:

@@ -59,7 +59,7 @@ def update(
             f"{path} holds a torch model; {loaded.name} is ONNX",
             hint="record its answers alone: --reference FILE",
         )
-    new, lost = _again(old, loaded, inputs, tuple(intermediates))
+    new, lost = _again(old, loaded, inputs, tuple(intermediates), max_bytes)
     outcome = compare(path, old, new)
     outcome = replace(outcome, text="\n".join([outcome.text, *lost]))
     if check:
@@ -80,7 +80,7 @@ def _holds_model(path: Path) -> bool:
 
 
 def _again(
-    old: Reference, loaded: Loaded, inputs: Path | None, names: tuple[str, ...]
+    old: Reference, loaded: Loaded, inputs: Path | None, names: tuple[str, ...], limit: int
 ) -> tuple[Reference, list[str]]:
     """Answer the same calls, or other ones; also what could not be recorded again."""
     ports = record.ports_of(loaded)
@@ -98,7 +98,7 @@ def _again(
         lost = [f"intermediates dropped: {loaded.name} has no {', '.join(gone)}"]
         names = tuple(name for name in names if name in known)
     data = () if old.calibration is old.samples else old.calibration
-    new = record.answered(loaded, calls, data, names)
+    new = record.answered(loaded, calls, data, names, limit)
     about = dict(new.fingerprint)
     if inputs is None:
         about["inputs"] = old.fingerprint.get("inputs", about["inputs"])

@@ -200,6 +200,11 @@ def test_what_is_no_reference(compiled: Path, tmp_path: Path, pt2: Path) -> None
             stored.read(path)
     with pytest.raises(LoadError, match="no recorded answers"):
         stored.read(pt2)
+    assert not stored.is_reference(pt2) and not stored.is_reference(tmp_path)
+    with pytest.raises(UsageError, match="holds answers, not a model"):
+        pipeline.verify(compiled / "b1.npuc", against=compiled / "m.ref")
+    with pytest.raises(UsageError, match="not one sample"):
+        record.answered(load(compiled / "m.pt"), [])
 
 
 def test_files_of_format_1_load(compiled: Path) -> None:
@@ -286,16 +291,29 @@ def test_a_reference_that_is_too_large_says_what_would_fit(tmp_path: Path) -> No
     save(tmp_path, max_bytes=20 * each)
 
 
+def test_too_large_is_said_before_the_long_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: Any, **options: Any) -> Any:
+        raise AssertionError("all samples were run")
+
+    monkeypatch.setattr(record, "record_reference", never)
+    with pytest.raises(UsageError, match="would fit"):
+        save(tmp_path, max_bytes=100)
+
+
 def test_record_writes_reference_and_summary(
     compiled: Path, tmp_path: Path, npz: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = npz({"x": np.ones((9, 4, 6), np.float32)})
     model, out, ref = compiled / "m.pt", tmp_path / "r.pt", tmp_path / "r.ref"
-    words = ["record", str(model), "--inputs", str(data)]
+    tuning = npz({"x": np.ones((3, 4, 6), np.float32)}, "tuning.npz")
+    words = ["record", str(model), "--inputs", str(data), "--calibration", str(tuning)]
     assert main([*words, "-o", str(out), "--reference", str(ref), "--intermediate", "head"]) == 0
     assert "9 calls" in capsys.readouterr().out
     found = stored.read(ref)
     assert found.id == stored.read(out).id and len(found.intermediates) == 4
+    assert len(found.samples) == 9 and len(found.calibration) == 3
     text = summary.beside(ref).read_text()
     assert text == summary.text(found) == summary.beside(out).read_text()
     lines = text.splitlines()
