@@ -187,13 +187,17 @@ def bind(
     if unknown or _fits(reference, exported, fixed):
         return bound, reference  # an unknown name is for FixShapes to explain
 
-    def sized(call: Tensors) -> Tensors:
-        for symbol, size in bound.items():
-            call = sampling.resize(call, exported, symbol, size)
-        return call
+    def sized(every: Sequence[Tensors]) -> tuple[Tensors, ...]:
+        """Give calls the bound sizes; where one grows, by what the calls after it hold."""
+        found = []
+        for index, call in enumerate(every):
+            others = (*every[index + 1 :], *every[:index])
+            for symbol, size in bound.items():
+                call = sampling.resize(call, exported, symbol, size, others)
+            found.append(call)
+        return tuple(found)
 
-    calls = tuple(map(sized, reference.samples))
-    data = tuple(map(sized, reference.calibration))
+    calls, data = sized(reference.samples), sized(reference.calibration)
     again = answered(loaded, exported, calls, data)
     kept = {k: v for k, v in reference.fingerprint.items() if k == "calibration"}
     what = f"{reference.fingerprint.get('inputs', 'given')}, resized and answered here"

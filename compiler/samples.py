@@ -24,8 +24,9 @@ MAX_RATIO, MAX_BYTES = 100, 2**30
 def variants(samples: Sequence[Tensors], program: Program) -> list[list[Tensors]]:
     """Return `samples`, and for each dynamic dimension the first one at a second size.
 
-    A dimension above 2 loses its last entry, a smaller one grows by one entry (real data,
-    repeated); every axis of every input that carries the dimension changes alike.
+    A dimension above 2 loses its last entry, a smaller one grows by one entry; every axis of every
+    input that carries the dimension changes alike. What is added is another sample's, where one
+    fits: a batch of one sample twice would not show whose answer is whose.
     """
     found = [list(samples)]
     if not samples:
@@ -33,19 +34,45 @@ def variants(samples: Sequence[Tensors], program: Program) -> list[list[Tensors]
     for symbol in program.symbols:
         sizes = sizes_of(samples[0], program)
         size = sizes[symbol]
-        found.append([resize(samples[0], program, symbol, size - 1 if size > 2 else size + 1)])
+        other = size - 1 if size > 2 else size + 1
+        found.append([resize(samples[0], program, symbol, other, samples[1:])])
     return found
 
 
-def resize(sample: Tensors, program: Program, symbol: str, size: int) -> Tensors:
-    """Crop or repeat real data so that `symbol` has `size` everywhere."""
+def resize(
+    sample: Tensors,
+    program: Program,
+    symbol: str,
+    size: int,
+    others: Sequence[Tensors] = (),
+) -> Tensors:
+    """Crop real data so that `symbol` has `size` everywhere, or append that of `others`.
+
+    Where these run out, or differ in another dimension, the data is repeated.
+    """
     changed = dict(sample)
     for port in program.inputs:
         for axis in _axes(port, symbol):
-            array = changed[port.name]
+            array = _longer(changed[port.name], axis, size, [call[port.name] for call in others])
             indices = np.arange(size) % array.shape[axis]
             changed[port.name] = np.ascontiguousarray(np.take(array, indices, axis=axis))
     return changed
+
+
+def _longer(array: Array, axis: int, size: int, others: Sequence[Array]) -> Array:
+    """Append arrays along an axis until it is `size` long, where their other sizes agree."""
+
+    def rest(shaped: Array) -> tuple[int, ...]:
+        return tuple(n for at, n in enumerate(shaped.shape) if at != axis)
+
+    parts, length = [array], array.shape[axis]
+    for other in others:
+        if length >= size:
+            break
+        if other.ndim == array.ndim and rest(other) == rest(array):
+            parts.append(other)
+            length += other.shape[axis]
+    return array if len(parts) == 1 else np.concatenate(parts, axis=axis)
 
 
 def sizes_of(sample: Tensors, program: Program) -> dict[str, int]:
