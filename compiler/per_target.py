@@ -42,6 +42,9 @@ HELD_OUT = 16
 STORED = 16
 """Calls an artifact carries, to be checked on again: it should not grow with the test set."""
 
+CODED = 8
+"""Calls that each operator's codes are held to what they should cost on."""
+
 Looked = bool | Literal["failed"]
 """Whether layers are measured: of every program, of none, or of those that do not pass."""
 
@@ -152,6 +155,9 @@ def _finish(
     quantized = program
     program = run(program, traced(numerics, shown), profile, watch)
     validator.settle(program)
+    if isinstance(quantizer, Quantizer):
+        calls = _parts(validator.reference.samples[:CODED], at.program, validator.exported)
+        validator.coded(at.program, quantized, calls[:CODED], quantizer.scheme)
 
     shown.stage(f"lower for {target.name}")
     options = replace(job.lowering, precision=precision, handover=handover)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from npuc.held import Demand
-from npuc.metrics import Difference
+from npuc.metrics import Difference, sqnr
 
 if TYPE_CHECKING:  # reports hold bars, and are read where no model is
     from npuc.floors import Floor
+    from npuc.layers.expected import Cost
 
 NOISE_FACTOR = 8.0
 """Two float32 programs that compute the same function each lie about one noise floor from the
@@ -32,6 +33,19 @@ error; and a quarter more, since the largest of a few samples falls short of all
 KEPT = 1.5
 """How much larger the artifact's own error may be than its program's. Flips move an error, they do
 not add to it: what is left is how well a few dozen values tell an rms (to some ten percent)."""
+
+
+EXCESS = 16.0
+"""How many times the error power that its codes should cost an operator may have. Ranges are
+measured on a few samples here, calibration saw others: a tensor's scale is up to twice as large
+then, its error power four times. And errors are added up as if they were independent: where few
+values carry the result (a mean over an image) they hang together, for another factor of four."""
+
+
+CODES = 10.0
+"""The same for the codes of one tensor: four for its scale, and the rest for what an observer of
+percentiles cuts off. A zero point that is off by one is the error of a step where that of half a
+step at most is due: 12 times the power, and its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +137,22 @@ class Policy:
             sqnr_db=self.sqnr_db,
             cosine=self.cosine,
             equal=self.equal,
+        )
+
+    def coding(self, costs: "Iterable[Cost]") -> tuple[str, ...]:
+        """Say which operators' codes cost more than `EXCESS` times what they should; worst first.
+
+        What cannot be told from float32's own rounding is no error.
+        """
+        least = float(np.finfo(np.float32).eps)
+        due = [(c, max(c.expected, least * c.signal), EXCESS if c.op else CODES) for c in costs]
+        bad = [item for item in due if not item[0].found <= item[2] * item[1]]
+        bad.sort(key=lambda item: -item[0].found / item[1])
+        return tuple(
+            f"{f'{c.op} {c.node}' if c.op else f'codes of {c.tensor}'}: SQNR "
+            f"{sqnr(c.signal, c.found):.1f} dB where {sqnr(c.signal, usual):.1f} dB is due, "
+            f"{c.found / usual:.3g} > {bar:g} times the error"
+            for c, usual, bar in bad
         )
 
     def lowering(

@@ -1,17 +1,20 @@
 """Check every step against the one before and against the original, on real inputs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from npuc import samples as sampling
 from npuc.answers import Reference
 from npuc.choices import Chosen
 from npuc.errors import ParityError
 from npuc.held import Held
+from npuc.layers import expected
 from npuc.metrics import Difference, Settle, differences
 from npuc.passes.base import Pass
 from npuc.policy import Bar, Policy
-from npuc.profile import FLOATS, Profile
+from npuc.profile import FLOATS, IntScheme, Profile
 from npuc.program import Program, Tensors
 from npuc.progress import Progress
 from npuc.report import LOWERED, Report, Row, describe
@@ -23,6 +26,9 @@ MENDING = frozenset({"learn-rounding", "correct-bias"})
 
 DRAFTS = frozenset({"quantize", "learn-rounding"})
 """Passes whose result is not the device's program where one of `MENDING` follows."""
+
+ARITHMETIC = frozenset({"integer-arithmetic", "tflite-arithmetic", "round-floats"})
+"""Passes that compute a quantized program as the device does: they round again."""
 
 CALLS = 8
 """Recorded calls that every pass is checked on; the last stages are checked on all of them."""
@@ -78,6 +84,7 @@ class Validator:
         original = self._original(new[0])
         bar = self.policy.noise(self.reference.floor) if item.exact else self.policy.loss()
         faults = bar.faults(step if item.exact else original)
+        faults += self._worse(item, old[0][: len(new[0])], original, step)
         if faults and (item.exact or item.optional):
             raise ParityError(
                 f"{item.name} changed the answer:\n  " + "\n  ".join(faults),
@@ -92,6 +99,24 @@ class Validator:
             )
         )  # fmt: skip
 
+    def _worse(
+        self,
+        item: Pass,
+        before: Sequence[Tensors],
+        original: Sequence[Difference],
+        step: Sequence[Difference],
+    ) -> tuple[str, ...]:
+        """Say so where a pass after quantization costs more than such a pass can."""
+        coded = any(row.stage == "quantize" for row in self.rows)
+        if not coded or item.name not in MENDING | ARITHMETIC:
+            return ()
+        so_far, floor = self._original(before), self.reference.floor
+        if item.name in MENDING:
+            worse = self.policy.kept(so_far, floor).faults(original)
+            return tuple(f"worse than before it: {f}" for f in worse)
+        bar = self.policy.lowering(so_far, floor, floats=True)
+        return tuple(f"its own step: {f}" for f in bar.faults(step))
+
     def settle(self, program: Program) -> None:
         """Put rows for steps that were undone in their place among those that `watch` added."""
         added = iter(self.rows[self._settled_rows :])
@@ -104,6 +129,22 @@ class Validator:
         ]
         self.rows[self._settled_rows :] = _superseded(rows)
         self._settled_rows, self._settled_steps = len(self.rows), len(program.steps)
+
+    def coded(
+        self, program: Program, quantized: Program, calls: Sequence[Tensors], scheme: IntScheme
+    ) -> None:
+        """Hold each operator's codes to what they should cost, and its row to that.
+
+        `program` is the float program that `quantized` was made of; `calls` fit its ports.
+        """
+        self.progress.stage("check codes")
+        faults = self.policy.coding(expected.costs(program, quantized, calls, scheme))
+        index = max((i for i, r in enumerate(self.rows) if r.stage == "quantize"), default=-1)
+        if not faults or index < 0:
+            return
+        row = self.rows[index]
+        note = "" if row.note == "corrected below" else row.note
+        self.rows[index] = replace(row, state="failed", faults=(*row.faults, *faults), note=note)
 
     def export(self, native: Callable[[Tensors], Tensors] | None) -> None:
         """Compare the exported program with the original's own answers, at every size.
@@ -170,12 +211,31 @@ class Validator:
             *bar.faults(original),
             *(f"{LOWERED}its own error: {f}" for f in kept),
             *(f"{LOWERED}{f} ({lowering.reason})" for f in lowering.faults(step)),
+            *self._again(runner, final, got),
         )
         state = "failed" if faults else "ok"
         self.rows.append(Row("artifact", state, original, step, "both", bar, faults, len(calls)))
         settled = self._settled(calls, got)
         for demand in self.policy.demands:
             self.held += demand.judge(calls, self.reference.outputs, settled, floor)
+
+    def _again(self, runner: Runner, final: Program, got: Sequence[Tensors]) -> Iterator[str]:
+        """Ask again, last call first: a program has no memory and no dice, so all bits are equal.
+
+        What races, or keeps something of the call before, gives itself away.
+        """
+        calls = list(enumerate(self.reference.samples))[:CALLS]
+        for index, call in reversed(calls):
+            (again,) = self.answers(runner, final, [call])
+            for name, first in got[index].items():
+                second = again[name]
+                if first.tobytes() != second.tobytes():
+                    gap = np.abs(first.astype(np.float64) - second.astype(np.float64)).max()
+                    yield (
+                        f"{LOWERED}call {index} asked again, in another order, is answered "
+                        f"otherwise: {name} by up to {gap:.3g}"
+                    )
+                    return
 
     def unrun(self, why: str) -> None:
         """Add a row that says that the artifact was not run."""

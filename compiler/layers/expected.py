@@ -1,0 +1,176 @@
+"""What each operator's codes should cost, derived anew, beside what they do cost.
+
+Quantization follows from a plan (which tensors of an operator are coded, along which axis), from
+ranges, and from the device's arithmetic of codes. All of it is done again here, on ranges measured
+here, and for one operator at a time: a stale scale, a wrong zero point or axis, a lost bias or
+codes read as another type lose far more than that, also where the model's answer as a whole still
+looks good enough.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from npuc.layers.codings import find
+from npuc.layers.side_by_side import Attached, SideBySide
+from npuc.passes.graphs import constant, label
+from npuc.passes.qdq import codes
+from npuc.passes.qdq.results import source
+from npuc.passes.qdq.sites import Site, fixed_origin, sites
+from npuc.passes.quantize import MASK, SPAN
+from npuc.profile import IntScheme
+from npuc.program import Program, Tensors
+
+CALLS = 8
+"""Calls that are looked at, for ranges and for noise: as many as every pass is checked on."""
+
+
+READ = "DequantizeLinear"
+Row = tuple[ir.Node, str, tuple[int, int], tuple[int, int]]
+"""An operator, its tensor, and where the sums of what was found and of what was expected are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The error power of one operator, or of one tensor's codes, and what it should be.
+
+    Of an operator on the float program's tensors; `op` is "" for a tensor's codes, and `node` then
+    names one that reads them. Sums over all calls, in the square of the tensor's unit; `signal` is
+    the tensor's own.
+    """
+
+    tensor: str
+    node: str
+    op: str
+    found: float
+    expected: float
+    signal: float
+
+
+def costs(
+    program: Program, quantized: Program, calls: Sequence[Tensors], scheme: IntScheme
+) -> tuple[Cost, ...]:
+    """Measure every operator that has codes in `quantized` and a plan in the float program.
+
+    Raises `ParityError` without calls, or where ONNX Runtime fails.
+    """
+    calls = calls[:CALLS]
+    ranges = _ranges(program, calls, scheme)
+    bench = SideBySide(program)
+    planned, _ = sites(bench.model, scheme, ())
+    attached = bench.attach(quantized)
+    rows: list[Row] = []
+    for site in planned:
+        for index, value in enumerate(site.node.outputs):
+            name = value.name or ""
+            other = attached.values.get(name)
+            if name not in bench.reference or other is None:
+                continue
+            alone = bench.born(attached, name)
+            if alone is None:
+                continue
+            ideal = bench.clone(site.node, list(_coded(bench, site, ranges, scheme)))[index]
+            if name in bench.outputs and scheme.whole:
+                ideal = _rounded(bench, ideal, value, ranges, scheme)
+            rows.append((site.node, name, bench.noise(name, alone), bench.noise(name, ideal)))
+    rows += _codings(bench, attached, ranges, scheme)
+    if not rows:
+        return ()
+    sums = bench.run(calls).sums
+    return tuple(
+        Cost(
+            name, label(node), "" if node.op_type == READ else node.op_type, float(sums[found[1]]), float(sums[ideal[1]]),
+            float(sums[found[0]]),
+        )
+        for node, name, found, ideal in rows
+    )  # fmt: skip
+
+
+def _codings(
+    bench: SideBySide,
+    attached: Attached,
+    ranges: Mapping[str, tuple[float, float]],
+    scheme: IntScheme,
+) -> list[Row]:
+    """Measure what each tensor's codes lose, as each reader reads them."""
+    rows = []
+    for name, coding in find(bench, attached).items():
+        value = bench.reference[name]
+        ideal = _rounded(bench, value, value, ranges, scheme)
+        if ideal is value:
+            continue
+        expected = bench.noise(name, ideal)
+        for reader, _ in tuple(coding.node.outputs[0].uses()):
+            if reader.op_type == READ and reader in attached.order:
+                (codes_of,) = bench.clone(coding.node, [value, *coding.node.inputs[1:]])
+                (real,) = bench.clone(reader, [codes_of, *reader.inputs[1:]])
+                rows.append((reader, name, bench.noise(name, real), expected))
+    return rows
+
+
+def _ranges(
+    program: Program, calls: Sequence[Tensors], scheme: IntScheme
+) -> Mapping[str, tuple[float, float]]:
+    """Return the least and greatest of each tensor that some operator reads as codes."""
+    bench = SideBySide(program)
+    planned, _ = sites(bench.model, scheme, ())
+    values = [v for site in planned for v in (*site.node.inputs, *site.node.outputs)]
+    names = [source(v, scheme).name or "" for v in values if v is not None]
+    wanted = [name for name in dict.fromkeys(names) if name in bench.reference]
+    places = {name: bench.edges(name) for name in wanted}
+    if not places:
+        return {}
+    totals = bench.run(calls)
+    return {n: (float(totals.lows[at]), float(totals.highs[at])) for n, at in places.items()}
+
+
+def _coded(
+    bench: SideBySide,
+    site: Site,
+    ranges: Mapping[str, tuple[float, float]],
+    scheme: IntScheme,
+) -> Iterator[ir.Value | None]:
+    """Yield a node's inputs as the device should read them."""
+    for index, value in enumerate(site.node.inputs):
+        if value is None:
+            yield None
+        elif index in site.activations:
+            yield _rounded(bench, value, value, ranges, scheme)
+        elif index in site.weights:
+            yield _weight(bench, value, site, scheme)
+        else:
+            yield value
+
+
+def _rounded(
+    bench: SideBySide,
+    value: ir.Value,
+    like: ir.Value,
+    ranges: Mapping[str, tuple[float, float]],
+    scheme: IntScheme,
+) -> ir.Value:
+    """Round a tensor to codes of the range that `like` was seen in, and back."""
+    name, origin = source(like, scheme).name or "", fixed_origin(like, scheme)
+    if origin is not None:
+        affine = codes.fixed(scheme.fixed_scales[origin], origin, scheme)
+    elif name in ranges:
+        low, high = ranges[name]
+        # A mask is coded too, a little below the least score (see `Quantize`).
+        affine = codes.activation(low - SPAN if name in bench.scores else low, high, scheme)
+    else:
+        return value
+    scale = bench._constant(np.asarray(affine.scale))
+    zero = bench._constant(np.asarray(affine.zero, affine.dtype))
+    return bench.op("DequantizeLinear", bench.op("QuantizeLinear", value, scale, zero), scale, zero)
+
+
+def _weight(bench: SideBySide, value: ir.Value, site: Site, scheme: IntScheme) -> ir.Value:
+    array = constant(value)
+    assert array is not None  # a plan lists constants only
+    scales = codes.weight_scales(array, site.axis, scheme, np.zeros(()))
+    coded = codes.weight_codes(array, scales, site.axis, scheme).astype(np.float32)
+    shape = [-1 if axis == site.axis else 1 for axis in range(array.ndim)]
+    shaped = scales if site.axis is None else scales.reshape(shape)
+    return bench._constant(((coded - codes.weight_zero(scheme)) * shaped).astype(np.float32))
