@@ -72,6 +72,15 @@ class Entry:
         return () if self.report is None else self.report.held
 
     @property
+    def bars(self) -> str:
+        """What it is held to, in a line: the bar of the last step, and each demand once."""
+        rows = () if self.report is None else self.report.rows
+        last = [row.bar.text for row in rows if row.bar is not None][-1:]
+        return "; ".join(
+            [*last, *dict.fromkeys(f"{h.check} {h.bar:g} ({h.state})" for h in self.held)]
+        )
+
+    @property
     def why(self) -> tuple[str, ...]:
         """Every reason why it did not pass, a line each; the first is the one to show alone."""
         report = self.report

@@ -73,10 +73,8 @@ def _cells(entry: Entry) -> tuple[str, ...]:
         return (*names, "", "", "", _shown((*entry.waivers, *entry.why, "")[0]))
     agreement = "" if found.agreement is None else f"{found.agreement:.1%}"
     sqnr = decibels(found.sqnr_db).removesuffix(" dB")
-    bars = [row.bar.text for row in report.rows if row.bar is not None][-1:]
-    held = [f"{h.check} {h.bar:g} ({h.state})" for h in entry.held]
     evidence = f"{report.evidence}{', cached' if entry.cached else ''}"
-    return (*names, sqnr, agreement, _shown(evidence), _shown("; ".join([*bars, *held])))
+    return (*names, sqnr, agreement, _shown(evidence), _shown(entry.bars))
 
 
 def _notes(entries: Sequence[Entry]) -> Iterator[str]:

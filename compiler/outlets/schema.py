@@ -55,7 +55,8 @@ def hints(kind: type) -> dict[str, Any]:
 def _document(name: str, make: Any) -> Json:
     known: dict[str, Json] = {"number": _NUMBER}
     body = make(known)
-    return {"$schema": DIALECT, "title": name, **body, "$defs": dict(sorted(known.items()))}
+    head = {"$schema": DIALECT, "$id": f"urn:npuc:{name}", "title": name}
+    return {**head, **body, "$defs": dict(sorted(known.items()))}
 
 
 def _gate(known: dict[str, Json]) -> Json:

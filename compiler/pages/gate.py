@@ -16,7 +16,7 @@ _ORDER = ("failed", "error", "undecided", "waived", "passed")
 _COLUMNS = (
     ("model", ""), ("target", ""), ("verdict", ""), ("SQNR dB", "n"), ("same choice", "n"),
     ("max abs", "n"), ("precision", ""), ("evidence", ""), ("held to", "t"),
-    ("on the host", "t"), ("time ≥", "n"),
+    ("on the host", ""), ("time ≥", "n"),
 )  # fmt: skip
 
 _BARS = 60
@@ -102,7 +102,7 @@ def _row(at: int, entry: Entry) -> str:
             (f"{found.max_abs:.2e}", _key(found.max_abs)),
             (escape(report.precision), report.precision),
             (escape(report.evidence) + cached, report.evidence),
-            (escape(_bars_of(report)), ""),
+            (escape(entry.bars), ""),
             (escape(_host(report)), str(len(report.crossings))),
             ("not public" if seconds is None else spelled(seconds),
              "Infinity" if seconds is None else str(seconds)),
@@ -125,12 +125,6 @@ def _key(value: float) -> str:
     return "Infinity" if value == math.inf else "-Infinity"
 
 
-def _bars_of(report: Report) -> str:
-    bars = [row.bar.text for row in report.rows if row.bar is not None][-1:]
-    held = [f"{h.check} {h.bar:g} ({h.state})" for h in report.held]
-    return "; ".join([*bars, *held])
-
-
 def _host(report: Report) -> str:
     kinds = [op for op, place in report.placement.items() if HOST in place.split("+")]
     if not kinds:
@@ -149,12 +143,12 @@ def _legend(entries: Sequence[Entry]) -> str:
     if any(_seconds(r.estimate) is not None for r in reports):
         lines.append("<b>time</b>: a lower bound from public peaks, no prediction")
     compared = dict.fromkeys(r.reference for r in reports)
-    lines += [f"Compared with {escape(one)}" for one in compared] if len(compared) == 1 else []
+    lines += [f"Reference: {escape(one)}" for one in compared] if len(compared) == 1 else []
     return "".join(f'<p class="dim">{line}.</p>' for line in lines)
 
 
 def _bars(entries: Sequence[Entry]) -> str:
-    """Draw one horizontal bar per pair; 20 dB, the default bar, is a line.
+    """Draw one horizontal bar per pair, and a line where all are held to the same SQNR.
 
     Bars end at `TOP`: beyond it nothing is lost that anyone could see, and float targets would
     squeeze the others.
@@ -172,7 +166,17 @@ def _bars(entries: Sequence[Entry]) -> str:
         )
         for entry, value in known
     ]  # fmt: skip
-    return drawing.bars(bars, 20 / TOP, "20 dB, the default bar")
+    held = {_asked(entry.report) for entry, _ in known if entry.report is not None} - {None}
+    bar = held.pop() if len(held) == 1 else None
+    if bar is None or not 0 < bar < TOP:
+        return drawing.bars(bars)
+    return drawing.bars(bars, bar / TOP, f"{bar:g} dB, what they are held to")
+
+
+def _asked(report: Report) -> float | None:
+    """Return the SQNR that the last step is held to; None for one held to noise."""
+    bars = [row.bar.sqnr_db for row in report.rows if row.bar is not None]
+    return bars[-1] if bars else None
 
 
 def _pair(at: int, entry: Entry) -> str:

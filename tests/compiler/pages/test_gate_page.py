@@ -58,7 +58,7 @@ def test_the_page_shows_every_target_with_what_its_artifact_answers() -> None:
         "m.pt on 3 targets", "m.pt chip-a passed 41.2", "m.pt chip-b FAILED 12.5",
         "TopK (tensors that cross: 1)", "2 µs", "not public", "1 failed, 1 error, 1 passed",
         "its compiler &lt;crashed&gt;", "npuc toolchain", "int8.ops all (assumed)", "a note",
-        "a lower bound from public peaks, no prediction", "y: SQNR too low", "Compared with its",
+        "a lower bound from public peaks, no prediction", "y: SQNR too low", "Reference: its data",
     ):  # fmt: skip
         assert words in shown, words
     assert shown.index("chip-b") < shown.index("chip-c") < shown.index("chip-a")
@@ -122,6 +122,19 @@ def test_odd_numbers_draw(sqnr: float) -> None:
     html = gate(entries_of.of([report("chip", sqnr), report("other", 30.0)], {}))
     shares = [float(share) for share in re.findall(r"--share:([^;]+);", html)]
     assert shares and all(0 <= share <= 1 for share in shares)
+
+
+def test_the_line_is_at_the_bar_that_all_are_held_to() -> None:
+    def with_bar(target: str, decibels: float) -> Report:
+        made = report(target, 50.0)
+        bar = Bar("SQNR", "because", sqnr_db=decibels)
+        rows = (made.rows[0], replace(made.rows[1], bar=bar), made.rows[2])
+        return replace(made, rows=rows)
+
+    same = gate(entries_of.of([with_bar("a", 36.0), with_bar("b", 36.0)], {}))
+    assert "36 dB, what they are held to" in same and "--mark:0.6000" in same
+    mixed = gate(entries_of.of([with_bar("a", 36.0), with_bar("b", 20.0)], {}))
+    assert "--mark:" not in mixed
 
 
 def test_names_are_text_and_nothing_else(whole: Callable[[str], None]) -> None:
