@@ -17,7 +17,7 @@ from npuc.training.callbacks import Watch
 from npuc.training.result import Portability
 
 TARGETS = ["atom", "warboy"]  # the one adds in floats, the other in 8-bit codes
-STEPS, EVERY, BATCH = 700, 100, 64
+STEPS, EVERY, BATCH = 600, 100, 64
 
 learned, held_out = digit_images(held_out=False), digit_images(held_out=True)
 (images,), labels = learned.inputs, learned.truth
@@ -36,12 +36,14 @@ class Ensemble(nn.Module):
         self.head = nn.Linear(128, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.trunk(x)
+        return self.answer(self.trunk(x))
+
+    def answer(self, features: Tensor) -> Tensor:
         return torch.stack([self.head(features * gain) for gain in self.gains]).mean(0)
 
-    def apart(self, x: Tensor, bounded: bool) -> Tensor:
+    def apart(self, features: Tensor, bounded: bool) -> Tensor:
         """How far the members are from their mean; only gains learn from that."""
-        features, weight = self.trunk(x).detach(), self.head.weight.detach()
+        features, weight = features.detach(), self.head.weight.detach()
         members = torch.stack([(features * gain) @ weight.T for gain in self.gains])
         members = members.softmax(-1) if bounded else members
         return ((members - members.mean(0)) ** 2).mean()
@@ -50,7 +52,7 @@ class Ensemble(nn.Module):
 def train(title: str, bounded: bool) -> None:
     torch.manual_seed(0)
     model, loss = Ensemble(), torch.zeros(())
-    gains: dict[str, Any] = {"params": [model.gains], "weight_decay": 0.0, "lr": 0.04}
+    gains: dict[str, Any] = {"params": [model.gains], "weight_decay": 0.0, "lr": 0.08}
     others: dict[str, Any] = {"params": [p for p in model.parameters() if p is not model.gains]}
     optimizer = torch.optim.AdamW([others, gains], lr=2e-3, weight_decay=0.01)
 
@@ -63,15 +65,16 @@ def train(title: str, bounded: bool) -> None:
         print(f"{step:5}{float(loss.detach()):9.4f}{float(right):10.1%}{sqnr}   {layer.title}")
 
     watch = Watch(
-        tests[:BATCH], TARGETS, every=EVERY, calibration=images[: 5 * BATCH].chunk(5), layers=1,
+        tests[:BATCH], TARGETS, every=EVERY, calibration=images[: 4 * BATCH].chunk(4), layers=1,
         show=show,
     )  # fmt: skip
     print(f"{title}\n step     loss  accuracy{''.join(f'{t:>13}' for t in TARGETS)}   worst layer")
     for step in range(1, STEPS + 1):
         some = torch.randint(len(images), (BATCH,))
-        loss = nn.functional.cross_entropy(model(images[some]), labels[some])
+        features = model.trunk(images[some])
+        loss = nn.functional.cross_entropy(model.answer(features), labels[some])
         optimizer.zero_grad()
-        torch.autograd.backward(loss - 0.01 * model.apart(images[some], bounded))
+        torch.autograd.backward(loss - 0.01 * model.apart(features, bounded))
         optimizer.step()
         if watch.due(step):
             watch.look(step, model)

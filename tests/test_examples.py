@@ -65,3 +65,21 @@ def test_fine_tune_for_the_chip(tmp_path: Path) -> None:
     _, before, tuned, compiled = sqnr
     assert tuned > before + 6 and abs(compiled - tuned) < 1
     assert (tmp_path / "out" / "digits.npuc").is_file()
+
+
+def test_watch_portability(tmp_path: Path) -> None:
+    """One run drifts below the bar while its accuracy stays; the other stays above it."""
+    printed = _run(tmp_path, sys.executable, EXAMPLES / "06_watch_portability.py")
+    drifting, bounded = (part.splitlines() for part in printed.split("members that differ in ")[1:])
+    runs = []
+    for lines in (drifting, bounded):
+        rows = [line.split() for line in lines if line.strip()[:1].isdigit()]
+        assert len(rows) == 6
+        accuracy = [float(row[2].rstrip("%")) for row in rows]
+        assert min(accuracy[1:]) > 95 and accuracy[-1] >= accuracy[0]
+        runs.append([float(row[5]) for row in rows])  # warboy; the fourth column is atom
+    assert max(runs[0][:2]) > 30 and runs[0][-1] < 20 and min(runs[1]) > 30
+    at = 100 * (1 + next(i for i, db in enumerate(runs[0]) if db < 20))
+    assert f"warboy: BELOW at step {at}" in drifting and "atom: above the bar" in drifting
+    assert "warboy: above the bar" in bounded
+    assert any(line.startswith("warboy: ReduceSum") for line in drifting)  # what is to blame
