@@ -48,9 +48,8 @@ def _worst(found: Layers) -> str:
         "output, this in float", "source",
     )  # fmt: skip
     now = f"<p>The output has {escape(decibels(found.output))} now.</p>"
-    return (
-        f"<h3>Where most is born</h3>{now}{drawing.table(head, rows, ('', '', '', *'nnnn', 't'))}"
-    )
+    kinds = ("", "w", "", "n", "n", "n", "n", "t")
+    return f"<h3>Where most is born</h3>{now}{drawing.table(head, rows, kinds)}"
 
 
 def _charts(found: Layers) -> str:
