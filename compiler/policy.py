@@ -161,11 +161,12 @@ class Policy:
         """Return the bar for lowering a rounded program, given its own distance from the original.
 
         `floats` says whether it rounds every float result, not only codes. An output that
-        rounding moved by less than the noise floor is held to the floor.
+        rounding moved by less than the noise floor is held to the floor. One that holds integers
+        is held to `equal` alone: how far apart two indices are says nothing.
         """
         share = APART if floats else SHARE
-        noise = self.noise(floor).max_abs
         so_far = {d.output: d for d in rounded}
+        noise = _of_floats(self.noise(floor).max_abs, so_far)
         worst = {n: max(noise[n], FLIP * so_far[n].max_abs) for n in noise if n in so_far}
         power = {n: max(noise[n], share**0.5 * so_far[n].rms) for n in noise if n in so_far}
         return Bar(
@@ -178,12 +179,16 @@ class Policy:
 
     def kept(self, rounded: Iterable[Difference], floor: "Mapping[str, Floor]") -> Bar:
         """Return the bar for the artifact's own error, given that of the program it comes from."""
-        noise = self.noise(floor).max_abs
         so_far = {d.output: d for d in rounded}
+        noise = _of_floats(self.noise(floor).max_abs, so_far)
         limits = {n: max(noise[n], KEPT * so_far[n].rms) for n in noise if n in so_far}
         return Bar(
             f"{KEPT:g}x its program's error", "lowering adds no error of its own", rms=limits
         )
+
+
+def _of_floats(limits: Mapping[str, float], found: Mapping[str, Difference]) -> Mapping[str, float]:
+    return {n: most for n, most in limits.items() if n not in found or not found[n].integer}
 
 
 def _still(floor: "Mapping[str, Floor]") -> frozenset[str]:
