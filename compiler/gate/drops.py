@@ -188,7 +188,8 @@ class TaskDrop:
             found = measured.drop_at_most(self.bar, self.confidence)
             before, after = measured.means
         except UsageError as error:
-            raise UsageError(f"metrics.{self.name}: {error.message}", hint=error.hint) from error
+            hint = error.hint or f"keys that name outputs: {', '.join(task.outputs)}"
+            raise UsageError(f"metrics.{self.name}: {error.message}", hint=hint) from error
         note = f" ({measured.note})" if measured.note else ""
         drop = f"{before:.4g} → {after:.4g}, a drop of {found.estimate:.4g}{note}"
         what = f"{self.name}: {task.score} {drop}"
