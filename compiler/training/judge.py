@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from npuc import partition
 from npuc.errors import UsageError
 from npuc.layers import measure
@@ -79,10 +81,11 @@ def _worst(
     observer = measure.FLOATS
     if isinstance(quantizer, Quantizer):
         observer = quantizer.ranges.observer
-    found = measure.measure(
-        plain, coded, case.samples[: measure.CALLS], observer=observer, places=case.places,
-        worst=case.layers,
-    )  # fmt: skip
+    with np.errstate(over="ignore"):  # codes may reach beyond float32 where an attention mask does
+        found = measure.measure(
+            plain, coded, case.samples[: measure.CALLS], observer=observer, places=case.places,
+            worst=case.layers,
+        )  # fmt: skip
     first = wording.largest(found)
     if first is None:
         return (), ""
