@@ -11,7 +11,7 @@ import click
 
 from npuc.console import guarded
 from npuc.options import InOrder
-from npuc.verbs import checking, compiling, gating, looking, machine, recording
+from npuc.verbs import blaming, checking, compiling, gating, looking, machine, recording
 
 _EPILOG = """\b
 Exit codes: 0 passed · 2 usage · 3 load or export · 4 pass or unsupported operator ·
@@ -28,6 +28,7 @@ def cli() -> None:
 for _verb in (
     compiling.compile_verb,
     gating.gate,
+    blaming.blame_verb,
     looking.check_verb,
     looking.estimate_verb,
     recording.record_verb,

@@ -1,16 +1,19 @@
 """Find the operator to blame in an artifact that answers unlike the program it was made of."""
 
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from npuc import plugins
 from npuc import samples as sampling
+from npuc.blame.gaps import Gap
 from npuc.blame.judge import Judge
+from npuc.blame.minimal import Case
 from npuc.blame.operators import CALLS, Located, place_of
 from npuc.blame.trail import Lowered, Trail
-from npuc.blame.windows import Window, Windows
+from npuc.blame.windows import Lower, Window, Windows
 from npuc.metrics import differences
 from npuc.passes.graphs import infer_types
 from npuc.program import Program, Tensors
@@ -32,13 +35,16 @@ def locate(trail: Trail, judge: Judge, lowered: Lowered, call: Mapping[str, Any]
     calls = _worst(judge, lowered)
     if not calls:
         return Located(why_not="it answers otherwise when asked again, not at the first time")
-    windows = Windows(Program.from_model(program.model), _lower(lowered, call), calls, count)
+    windows = Windows(
+        Program.from_model(program.model), _lower(lowered.target, call, lowered.kind), calls, count
+    )
     found = windows.find()
     if found is None:
         return Located(why_not="it cannot be compiled again in parts, or is right then")
     located = _said(found)
     located.bad = located.good = found.program
-    located.calls = [windows.golden(c, [p.name for p in found.program.inputs]) for c in calls]
+    fed = [windows.golden(c, [p.name for p in found.program.inputs]) for c in calls]
+    located.case = lambda: _case(found.program, windows.lower, fed)
     located.place = place_of(trail, located) if located.operator else ""
     return located
 
@@ -60,6 +66,30 @@ def _said(found: Window) -> Located:
     return located
 
 
+def _case(part: Program, lower: Lower, calls: Sequence[Tensors]) -> Case | None:
+    """Return the part on the call that shows most."""
+    best: Case | None = None
+    expected = OnnxRunner(part, "part")
+    with tempfile.TemporaryDirectory(prefix="npuc-") as work:
+        runner = lower(part, Path(work))
+        for call in calls:
+            right, got = expected(call), runner(call)
+            ratio = max(Gap(n).plus(right[n], got[n]).ratio for n in right)
+            if best is None or ratio > best.ratio:
+                best = Case(part, None, call, right, got, ratio)
+    return best
+
+
+def again(path: Path, target: str, call: Mapping[str, Any], inputs: Tensors) -> Tensors:
+    """Compile a part of a program for a target again, run it on one call and return its answer.
+
+    What the `reproduce.py` of a bundle does. Raises what compiling raises.
+    """
+    program = Program.load(path)
+    with tempfile.TemporaryDirectory(prefix="npuc-") as work:
+        return _lower(target, call)(program, Path(work))(inputs)
+
+
 def _worst(judge: Judge, lowered: Lowered) -> list[Tensors]:
     """Return the calls on which the artifact is farthest from its program, in its shapes."""
     fitted = sampling.Rebatched(lowered.runner, lowered.program, judge.exported)
@@ -75,11 +105,11 @@ def _worst(judge: Judge, lowered: Lowered) -> list[Tensors]:
     return [part for score, part in scored[:CALLS] if score > 0]
 
 
-def _lower(lowered: Lowered, call: Mapping[str, Any]) -> Callable[[Program, Path], Runner]:
-    target: Any = plugins.find(lowered.target)
+def _lower(name: str, call: Mapping[str, Any], kind: str = "lowering") -> Lower:
+    target: Any = plugins.find(name)
     precision = call.get("precision") or target.profile.precisions[0]
     precision = "int8" if precision == "auto" else precision
-    vendor = "use" if lowered.kind == "vendor" else "skip"
+    vendor: Literal["use", "skip"] = "use" if kind == "vendor" else "skip"
     if vendor == "skip" and is_dataclass(target) and hasattr(target, "tool"):
         target = replace(target, tool=_NoKit())  # type: ignore[type-var]
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from npuc import samples as sampling
 from npuc import source_lines
-from npuc.blame import matching, readings, rescaled, structure
+from npuc.blame import matching, minimal, readings, rescaled, structure
 from npuc.blame.gaps import Cut, Gap, Golden, born, shared, taps, tensors_of
 from npuc.blame.judge import Judge
+from npuc.blame.minimal import Case
 from npuc.blame.steps import Found
 from npuc.blame.trail import Trail
 from npuc.errors import ParityError
@@ -36,8 +37,7 @@ NEAR = 1e-3
 class Located:
     """The operator to blame and what shows it; `good` and `bad` are the programs around the step.
 
-    `calls` are those that were compared, cut to the programs' shapes; `wrong` counts operators
-    that are wrong by themselves.
+    `case` cuts out what shows it.
     """
 
     operator: str = ""
@@ -49,7 +49,7 @@ class Located:
     born: str = ""
     bad: Program | None = None
     good: Program | None = None
-    calls: list[Tensors] = field(default_factory=list)
+    case: Callable[[], Case | None] | None = None
 
 
 def locate(trail: Trail, judge: Judge, found: Found) -> Located:
@@ -67,7 +67,7 @@ def locate(trail: Trail, judge: Judge, found: Found) -> Located:
     except ParityError as error:  # not even operator by operator does it run
         said = answered if isinstance(answered, ParityError) else error
         return _refused(said, bad, good)
-    located.bad, located.good, located.calls = bad, good, calls
+    located.bad, located.good = bad, good
     if located.tensor or located.operator:
         located.place = place_of(trail, located)
     return located
@@ -125,6 +125,7 @@ def _first(
         within = matching.within(trail.loaded.captured, golden, cut, wrong[0], calls)
         suspect = suspect if within is None else within
     located = Located(suspect.operator, suspect.op_type, suspect.tensor)
+    located.case = _case(golden, trail, found, cut, wrong[0], calls)
     located.born = gaps[wrong[0]].text
     located.evidence.append(f"fed equal inputs, {wrong[0]!r} differs: {located.born}")
     located.evidence += suspect.evidence
@@ -161,6 +162,7 @@ def _largest(
     ]
     top = readers[order[0]][0]
     located = Located(evidence=lines, born=top.gap.text)
+    located.case = _case(golden, trail, found, cut, top.gap.tensor, calls)
     if not known and shares[order[0]] < ALONE:
         located.why_not = (
             f"no single operator: the most is born at {top.title} ({shares[order[0]]:.0%}), "
@@ -168,7 +170,19 @@ def _largest(
         )
         return located
     located.operator, located.op_type, located.tensor = top.operator, top.op_type, top.tensor
+    if good is not None and trail.made[found.index or 0].kind == "numerics":
+        within = matching.between(good, golden, cut, top.gap.tensor, calls)
+        if within is not None:
+            located.evidence += within.evidence
+            located.operator, located.op_type = within.operator, within.op_type
     return located
+
+
+def _case(
+    golden: Golden, trail: Trail, found: Found, cut: Cut, tensor: str, calls: list[Tensors]
+) -> Callable[[], Case | None]:
+    good = None if not found.index else trail.made[found.index - 1].program
+    return lambda: minimal.case(golden, good, cut, tensor, calls)
 
 
 def worst_calls(judge: Judge, index: int) -> list[Tensors]:

@@ -63,9 +63,9 @@ def suspect(cut: Cut, wrong: Sequence[str], parents: Parents) -> Suspect:
     reads = cut.reads(name)
     lost, new = read - reads, reads - read
     if not lost and not new and gone and before.op_type == node.op_type:
-        maker = parents[gone[-1]]
-        text = f"{maker.op_type} {maker.operator!r} is gone: {name!r} is made without {gone[-1]!r}"
-        return Suspect(maker.operator, maker.op_type, gone[-1], [text])
+        left = parents[gone[-1]]
+        text = f"{left.op_type} {left.operator!r} is gone: {name!r} is made without {gone[-1]!r}"
+        return Suspect(left.operator, left.op_type, gone[-1], [text])
     for tensor in sorted(lost):
         maker = parents.get(tensor)
         if maker is None:
