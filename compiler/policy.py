@@ -39,13 +39,8 @@ EXCESS = 16.0
 """How many times the error power that its codes should cost an operator may have. Ranges are
 measured on a few samples here, calibration saw others: a tensor's scale is up to twice as large
 then, its error power four times. And errors are added up as if they were independent: where few
-values carry the result (a mean over an image) they hang together, for another factor of four."""
-
-
-CODES = 10.0
-"""The same for the codes of one tensor: four for its scale, and the rest for what an observer of
-percentiles cuts off. A zero point that is off by one is the error of a step where that of half a
-step at most is due: 12 times the power, and its own."""
+values carry the result (a mean over an image) they hang together, for another factor of four. The
+same holds for one tensor's codes, of which an observer of percentiles cuts a few off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +140,14 @@ class Policy:
         What cannot be told from float32's own rounding is no error.
         """
         least = float(np.finfo(np.float32).eps)
-        due = [(c, max(c.expected, least * c.signal), EXCESS if c.op else CODES) for c in costs]
-        bad = [item for item in due if not item[0].found <= item[2] * item[1]]
+        due = [(c, max(c.expected, least * c.signal)) for c in costs]
+        bad = [item for item in due if not item[0].found <= EXCESS * item[1]]
         bad.sort(key=lambda item: -item[0].found / item[1])
         return tuple(
             f"{f'{c.op} {c.node}' if c.op else f'codes of {c.tensor}'}: SQNR "
             f"{sqnr(c.signal, c.found):.1f} dB where {sqnr(c.signal, usual):.1f} dB is due, "
-            f"{c.found / usual:.3g} > {bar:g} times the error"
-            for c, usual, bar in bad
+            f"{c.found / usual:.3g} > {EXCESS:g} times the error"
+            for c, usual in bad
         )
 
     def lowering(

@@ -138,7 +138,8 @@ class Validator:
         `program` is the float program that `quantized` was made of; `calls` fit its ports.
         """
         self.progress.stage("check codes")
-        faults = self.policy.coding(expected.costs(program, quantized, calls, scheme))
+        found = expected.costs(program, quantized, calls, scheme)
+        faults = (*expected.misread(quantized), *self.policy.coding(found))
         index = max((i for i, r in enumerate(self.rows) if r.stage == "quantize"), default=-1)
         if not faults or index < 0:
             return

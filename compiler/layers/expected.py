@@ -19,7 +19,7 @@ from npuc.passes.graphs import constant, label
 from npuc.passes.qdq import codes
 from npuc.passes.qdq.results import source
 from npuc.passes.qdq.sites import Site, fixed_origin, sites
-from npuc.passes.quantize import MASK, SPAN
+from npuc.passes.quantize import SPAN
 from npuc.profile import IntScheme
 from npuc.program import Program, Tensors
 
@@ -27,7 +27,7 @@ CALLS = 8
 """Calls that are looked at, for ranges and for noise: as many as every pass is checked on."""
 
 
-READ = "DequantizeLinear"
+READ, WRITE = "DequantizeLinear", "QuantizeLinear"
 Row = tuple[ir.Node, str, tuple[int, int], tuple[int, int]]
 """An operator, its tensor, and where the sums of what was found and of what was expected are."""
 
@@ -37,7 +37,7 @@ class Cost:
     """The error power of one operator, or of one tensor's codes, and what it should be.
 
     Of an operator on the float program's tensors; `op` is "" for a tensor's codes, and `node` then
-    names one that reads them. Sums over all calls, in the square of the tensor's unit; `signal` is
+    is what writes them. Sums over all calls, in the square of the tensor's unit; `signal` is
     the tensor's own.
     """
 
@@ -81,11 +81,31 @@ def costs(
     sums = bench.run(calls).sums
     return tuple(
         Cost(
-            name, label(node), "" if node.op_type == READ else node.op_type, float(sums[found[1]]), float(sums[ideal[1]]),
+            name, label(node), "" if node.op_type == WRITE else node.op_type, float(sums[found[1]]), float(sums[ideal[1]]),
             float(sums[found[0]]),
         )
         for node, name, found, ideal in rows
     )  # fmt: skip
+
+
+def misread(quantized: Program) -> tuple[str, ...]:
+    """Say where codes are read with another scale or zero point than they were written with."""
+    found = []
+    for node in quantized.model.graph:
+        made = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        if node.op_type != READ or made is None or made.op_type != WRITE:
+            continue
+        for what, theirs, ours in zip(
+            ("scale", "zero point"), made.inputs[1:], node.inputs[1:], strict=True
+        ):
+            written, read = constant(theirs), constant(ours)
+            if written is not None and read is not None and not np.array_equal(written, read):
+                tensor = made.inputs[0].name if made.inputs[0] is not None else ""
+                found.append(
+                    f"codes of {tensor}: written with {what} {written.reshape(-1)[0]}, read with "
+                    f"{read.reshape(-1)[0]}"
+                )
+    return tuple(found)
 
 
 def _codings(
@@ -94,19 +114,15 @@ def _codings(
     ranges: Mapping[str, tuple[float, float]],
     scheme: IntScheme,
 ) -> list[Row]:
-    """Measure what each tensor's codes lose, as each reader reads them."""
+    """Measure what each tensor's codes lose."""
     rows = []
     for name, coding in find(bench, attached).items():
         value = bench.reference[name]
         ideal = _rounded(bench, value, value, ranges, scheme)
-        if ideal is value:
-            continue
-        expected = bench.noise(name, ideal)
-        for reader, _ in tuple(coding.node.outputs[0].uses()):
-            if reader.op_type == READ and reader in attached.order:
-                (codes_of,) = bench.clone(coding.node, [value, *coding.node.inputs[1:]])
-                (real,) = bench.clone(reader, [codes_of, *reader.inputs[1:]])
-                rows.append((reader, name, bench.noise(name, real), expected))
+        if ideal is not value:
+            coded = bench.op(WRITE, value, *coding.parameters)
+            real = bench.op(READ, coded, *coding.parameters)
+            rows.append((coding.node, name, bench.noise(name, real), bench.noise(name, ideal)))
     return rows
 
 

@@ -1,0 +1,69 @@
+"""Compile with a fault and say whether npuc noticed; ask `npuc blame` where it is."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from seams import Fault
+
+from npuc import pipeline
+from npuc.errors import ParityError
+from npuc.report import Report
+
+
+@dataclass(frozen=True)
+class Found:
+    """Whether a compile failed for its answers, and in whose words."""
+
+    caught: bool
+    how: str
+    touched: frozenset[str] = field(default=frozenset())
+
+
+def attempt(fault: Fault, folder: Path) -> Found:
+    """Compile with the fault under the default policy."""
+    source = _source(fault, folder)
+    with fault.inject() as touched:
+        try:
+            (done,) = pipeline.compile(source, output=folder / "x.npuc", **_call(fault))
+        except ParityError as error:
+            return Found(True, f"refused: {error}".replace("\n", " ")[:300], frozenset(touched))
+    if not touched and fault.sited:
+        raise LookupError(f"{fault.name} changed nothing")
+    return Found(*_verdict(done.report), frozenset(touched))
+
+
+def blamed(fault: Fault, folder: Path) -> dict[str, Any]:
+    """Ask for the cause; returns what was named, whether it is right, and the runs it took."""
+    from npuc import blame
+
+    source = _source(fault, folder)
+    with fault.inject() as touched:
+        found = blame.find(source, **_call(fault))
+    named = {found.operator, found.tensor} - {""}
+    said = f"{found.kind} {found.step}: {found.op_type} {found.operator}".strip()
+    return {
+        "step_right": (found.kind, found.step) == (fault.kind, fault.step),
+        "sited": fault.sited,
+        "operator": bool(named & touched),
+        "runs": found.runs,
+        "steps": found.steps,
+        "said": said,
+        "touched": sorted(touched),
+    }
+
+
+def _source(fault: Fault, folder: Path) -> str:
+    return f"zoo:{fault.model}" if fault.source is None else str(fault.source(folder))
+
+
+def _call(fault: Fault) -> dict[str, Any]:
+    how = {"target": fault.target, "precision": fault.precision, "vendor": "skip"}
+    return {**how, **fault.call}
+
+
+def _verdict(report: Report) -> tuple[bool, str]:
+    """A step that was undone, and named, was caught as well: the artifact is sound."""
+    undone = [f"{r.stage} rolled back: {r.note}" for r in report.rows if r.state == "rolled back"]
+    failed = [f"{r.stage}: {text}" for r in report.failures for text in r.faults]
+    return bool(undone or not report.passed), "; ".join((*failed, *undone))[:300]

@@ -1,0 +1,36 @@
+"""Every seeded fault is caught under the default policy; the score of blame is a benchmark.
+
+pytest tests/faults -m slow     # blame too: names the right step, and nearly always the operator
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from catalogue import FAULTS
+from detection import attempt, blamed
+from seams import Fault
+
+KINDS = {"reference", "export", "pass", "quantization", "numerics", "lowering"}
+
+
+def test_there_are_enough_faults_of_every_kind() -> None:
+    assert len(FAULTS) >= 48 and len({fault.name for fault in FAULTS}) == len(FAULTS)
+    assert {fault.kind for fault in FAULTS} == KINDS
+    assert len({fault.model for fault in FAULTS}) == 10
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_is_caught(fault: Fault, tmp_path: Path) -> None:
+    found = attempt(fault, tmp_path)
+    assert found.caught, f"{fault.what}: every bar held"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_blame_names_the_step(fault: Fault, tmp_path: Path) -> None:
+    named = blamed(fault, tmp_path)
+    assert named["step_right"], named["said"]
