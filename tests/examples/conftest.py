@@ -177,7 +177,10 @@ class Runner:
 @pytest.fixture(scope="session")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The gate's cache, shared by all tests as it is by the runs of one repository."""
-    return tmp_path_factory.mktemp("kept")
+    base = tmp_path_factory.getbasetemp()
+    kept = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kept"
+    kept.mkdir(exist_ok=True)
+    return kept
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Changes that nobody should merge, made to the example repository as a colleague would make them.
 
 Each is red in its pipeline, for its own reason, and green again once it is put right. What runs is
-what the committed workflow says (see conftest.py).
+what the committed workflow says (see conftest.py). Ten of them run with every test run; those that
+train or compile the most are marked slow.
 """
 
 import json
@@ -31,6 +32,7 @@ class Change:
     step: str
     code: int
     says: tuple[str, ...]
+    slow: bool = False
 
 
 def edit(file: str, old: str, new: str) -> Edit:
@@ -83,13 +85,13 @@ CHANGES = (
         (edit("data.py", "    return images / 16\n",
               "    images = images / 16\n    images[..., 0, 0] = 255\n    return images\n"),
          python("train.py"), RECORD),
-        GATE, 6, ("failed: tens: agreement", "failed: read-right:", "SQNR"),
+        GATE, 6, ("failed: tens: agreement", "failed: read-right:", "SQNR"), slow=True,
     ),
     Change(
         "four bits for the weights",
         (edit("parity.toml", 'precision = "int8"', 'precision = "w4a8"'),
          edit("parity.toml", ', "dx-m1"', "")),
-        GATE, 6, ("meter::cpu", "meter::atom", "SQNR"),
+        GATE, 6, ("meter::cpu", "meter::atom", "SQNR"), slow=True,
     ),
     Change(
         "another padding, and nothing recorded again",
@@ -109,7 +111,7 @@ CHANGES = (
         "an operator that one of the chips does not have",
         (edit("model.py", "self.features(image)", "self.features(image).sin()"),
          python("train.py"), RECORD),
-        GATE, 4, ("meter::dx-m1", "Sin"),
+        GATE, 4, ("meter::dx-m1", "Sin"), slow=True,
     ),
     Change(
         "a branch on data",
@@ -146,7 +148,10 @@ CHANGES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=[c.name.replace(" ", "-") for c in CHANGES])
+@pytest.mark.parametrize(
+    "change",
+    [pytest.param(c, marks=pytest.mark.slow if c.slow else (), id=c.name) for c in CHANGES],
+)
 def test_a_bad_change_is_red_and_its_fix_is_green(change: Change, runner: Any) -> None:
     for apply in change.edits:
         apply(runner.folder)
