@@ -12,6 +12,7 @@ from torch import nn
 import npuc
 from npuc.choices import Chosen, find
 from npuc.errors import ParityError
+from npuc.floors import Floor
 from npuc.metrics import differences
 from npuc.policy import Policy
 from npuc.program import Program
@@ -233,3 +234,31 @@ def test_scores_that_are_inputs_have_no_noise() -> None:
     given = Program.from_model(ir.from_proto(onnx.parser.parse_model(text)))
     call = {"x": np.array([[1, 1, 0], [2, 1 + NEAR, 1]], np.float32)}
     assert settled(given, call, [0, 0], [1, 1]) == [0, 1]
+
+
+def test_noise_moves_neither_the_factors_of_a_resize_nor_a_mask_out_of_range() -> None:
+    """Moved by one ulp, the factors are refused by ONNX Runtime and the mask becomes infinite."""
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    net (float[1, 3, 2, 2] x) => (int64[1, h, w] y)
+    <float[4] f = {1, 1, 2, 2}, float[1] m = {-3.4028234663852886e38}, float[1] e = {1.5}> {
+        r = Resize <mode="linear"> (x, , f)  z = Mul (r, e)  q = Max (z, m)
+        y = ArgMax <axis=1, keepdims=0> (q) }"""
+    given = Program.from_model(ir.from_proto(onnx.parser.parse_model(text)))
+    call = {"x": np.random.default_rng(0).normal(size=(1, 3, 2, 2)).astype(np.float32)}
+    noise = Chosen(given, [call], 16).ties("y")
+    # Between one rounding of the largest score (about 2) and some dozens of them.
+    assert 1e-7 < noise < 16 * 1e-5
+
+
+def test_lowered_indices_are_held_to_the_share_that_is_equal() -> None:
+    """Of 512 indices the program moved 12 and lowering another 12: no distance is a limit."""
+    original = {"y": np.arange(512)}
+    program, lowered = original["y"].copy(), original["y"].copy()
+    program[:12], lowered[12:24] = 0, 400
+    floor = {"y": Floor(0.0, 0.0, 511.0)}
+    so_far = differences([original], [{"y": program}])
+    policy = Policy()
+    bar, kept = policy.lowering(so_far, floor), policy.kept(so_far, floor)
+    assert not bar.faults(differences([{"y": program}], [{"y": lowered}]))
+    assert not kept.faults(differences([original], [{"y": lowered}]))
+    assert bar.faults(differences([{"y": program}], [{"y": lowered[::-1]}]))
