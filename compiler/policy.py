@@ -86,7 +86,7 @@ class Bar:
         if self.sqnr_db is not None and not found.sqnr_db >= self.sqnr_db:
             yield f"SQNR {found.sqnr_db:.1f} dB < {self.sqnr_db:.1f} dB"
         if self.cosine is not None and not found.cosine >= self.cosine:
-            yield f"cosine {found.cosine:.5f} < {self.cosine}"
+            yield f"cosine {found.cosine:.7g} < {self.cosine:.7g}"
 
 
 @dataclass(frozen=True, slots=True)

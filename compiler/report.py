@@ -168,7 +168,7 @@ class Report:
             what = f"{more:,} more samples needed" if more else "no number of samples would decide"
             return [f"UNDECIDED: {what}"]
         missed = [row.stage for row in self.failures] + [held.check for held in self.missed]
-        names = ", ".join(missed) or "nothing was compared"
+        names = ", ".join(dict.fromkeys(missed)) or "nothing was compared"
         first = self.failures[0] if self.failures else None
         return [f"FAILED: {names}", *([f"→ {_remedy(first)}"] if first else [])]
 
