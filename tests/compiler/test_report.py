@@ -73,7 +73,7 @@ def test_a_broken_output_is_worse_than_any_number(order: int) -> None:
 def test_json_holds_everything_and_comes_back() -> None:
     data = REPORT.to_json()
     assert json.loads(canonical(data)) == data
-    assert data["schema"] == SCHEMA == "npuc-report-1" and data["passed"] is False
+    assert data["schema"] == SCHEMA == "npuc-report-2" and data["passed"] is False
     row = data["rows"][4]
     assert row["stage"] == "quantize" and row["state"] == "failed" and row["bar"]["sqnr_db"] == 20
     assert row["faults"] == ["z: SQNR 12.5 dB"]
