@@ -121,12 +121,12 @@ CHANGES = (
     ),
     Change(
         "a waiver that has expired",
-        (edit("parity.toml", "sqnr-db = 25", "sqnr-db = 60"),
+        (edit("parity.toml", "sqnr-db = 25", "sqnr-db = 25\ncosine = 0.999999"),
          lambda folder: (folder / "parity.toml").open("a").writelines(
-             f'\n[[waivers]]\nmodel = "meter"\ntarget = "{target}"\ncheck = "sqnr-db"\n'
+             f'\n[[waivers]]\nmodel = "meter"\ntarget = "{target}"\ncheck = "cosine"\n'
              'reason = "until the new compiler is here"\nexpires = 2026-01-31\n'
              for target in ("cpu", "atom", "dx-m1"))),
-        GATE, 6, ("expired", "2026-01-31", "until the new compiler is here"),
+        GATE, 6, ("EXPIRED on 2026-01-31", "until the new compiler is here"),
     ),
     Change(
         "a typo in parity.toml",
