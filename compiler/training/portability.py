@@ -121,6 +121,7 @@ def _program(
     What an export took for constant may have changed since, such as a number that the training
     script sets on a module: then it is exported anew.
     """
+    faults: list[str] = []
     for attempt in range(2):
         program, signature, why = known.at(own.model, *first)
         runner = OnnxRunner(program, "exported")
