@@ -25,7 +25,7 @@ from npuc.answers import record as record_reference
 from npuc.atomic import atomic_write
 from npuc.calls import as_call, as_samples
 from npuc.capture import Captured, capture
-from npuc.errors import LoadError, UsageError
+from npuc.errors import ExportError, LoadError, UsageError
 from npuc.program import Tensors
 from npuc.quiet import quiet
 from npuc.zips import open_zip, strip_root
@@ -70,7 +70,7 @@ def save(
     """
     import torch
 
-    args, kwargs = as_call(example_inputs)
+    args, kwargs = _alone(as_call(example_inputs))
     with _untouched():
         captured = capture(model, args, kwargs, dynamic_shapes)
         example = captured.signature.flatten(args, kwargs)
@@ -91,6 +91,18 @@ def save(
     if reference is not None:
         write_reference(found, Path(reference))
     return found
+
+
+def _alone(call: Any) -> Any:
+    """Copy tensors that are a part of a larger one: a file would hold all of it, a data set say."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    def copied(tensor: "torch.Tensor") -> "torch.Tensor":
+        whole = tensor.untyped_storage().nbytes() <= tensor.numel() * tensor.element_size()
+        return tensor if whole else tensor.clone()
+
+    return pytree.tree_map_only(torch.Tensor, copied, call)
 
 
 def record(
@@ -195,7 +207,7 @@ def ports(captured: Captured) -> "tuple[Any, ...]":
 
 
 def write(captured: Captured, reference: Reference, path: Path) -> None:
-    """Write the archive atomically, as a model on the CPU; raises `OutputError`."""
+    """Write the archive atomically, as a model on the CPU; raises `OutputError`, `ExportError`."""
     import torch
 
     _to_cpu(captured.program)
@@ -203,8 +215,14 @@ def write(captured: Captured, reference: Reference, path: Path) -> None:
     with atomic_write(path) as part:
         with part.open("wb") as file:
             sink = _Sink(file)
-            with quiet():
-                torch.export.save(captured.program, cast(IO[bytes], sink))
+            try:
+                with quiet():
+                    torch.export.save(captured.program, cast(IO[bytes], sink))
+            except NotImplementedError as error:  # containers that have no name in a file
+                raise ExportError(
+                    f"torch cannot save what the model takes or returns: {error}",
+                    hint="return plain tuples or dicts: tuple(torch.topk(x, 3))",
+                ) from error
             if sink.error is not None:
                 raise sink.error
         with zipfile.ZipFile(part, "a", zipfile.ZIP_STORED) as archive:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,6 @@ from torch import nn
 import npuc
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-_HERE = any(e.value == "npuc.pytest_plugin" for e in entry_points(group="pytest11"))
-LOADED = () if _HERE else ("-p", "npuc.pytest_plugin")
-"""An environment that npuc was installed into before it had the entry point must name it."""
 
 POLICY = """\
 version = 1
@@ -92,7 +87,7 @@ def run(folder: Path, kept: Path, *words: str) -> subprocess.CompletedProcess[st
     """Run pytest in a repository."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     return subprocess.run(
-        [sys.executable, "-m", "pytest", *LOADED, *words], cwd=folder, text=True, timeout=300,
+        [sys.executable, "-m", "pytest", *words], cwd=folder, text=True, timeout=300,
         capture_output=True, env={**environment, "NPUC_CACHE": str(kept), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 

@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import npuc
 import npuc.trust
 from npuc import inner, pipeline, record, stored, summary
 from npuc.answers import Reference
 from npuc.cli import main
-from npuc.errors import LoadError, ParityError, UsageError
+from npuc.errors import ExportError, LoadError, ParityError, UsageError
 from npuc.export import export
 from npuc.load import load
 
@@ -345,3 +345,20 @@ def test_an_onnx_model_has_a_reference_alone(
     assert main(["record", str(path), "--update", str(tmp_path / "o.ref"), "--check"]) == 0
     assert main(["inspect", str(tmp_path / "o.ref")]) == 0
     assert stored.read(tmp_path / "o.ref").id in capsys.readouterr().out
+
+
+class Best(nn.Module):
+    def forward(self, x: Tensor) -> Any:
+        return torch.topk(x, 2)
+
+
+def test_containers_that_torch_cannot_name_in_a_file_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"topk.*\n→ return plain tuples"):
+        npuc.save(Best().eval(), torch.randn(2, 8), tmp_path / "best.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_example_cut_from_a_data_set_does_not_take_it_along(tmp_path: Path) -> None:
+    everything = torch.randn(50_000, 8)
+    npuc.save(nn.Linear(8, 2).eval(), everything[:1], tmp_path / "model.pt")
+    assert (tmp_path / "model.pt").stat().st_size < 100_000 < everything.nbytes

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -205,9 +204,6 @@ def runner(repository: Path, tmp_path: Path, kept: Path) -> Runner:
     pip.write_text(f'#!/bin/sh\necho "$@" >> {temporary}/pip.txt\n')
     pip.chmod(pip.stat().st_mode | stat.S_IXUSR)
     own = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "GITHUB_"))}
-    if not any(e.value == "npuc.pytest_plugin" for e in entry_points(group="pytest11")):
-        # npuc was installed here before it had the entry point.
-        own["PYTEST_PLUGINS"] = "npuc.pytest_plugin"
     path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]])
     return Runner(
         repository, temporary,
