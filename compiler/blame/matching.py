@@ -5,17 +5,17 @@ take the same operator apart too. A tensor of the export whose values also occur
 layout, is right; the first that occurs nowhere is not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from npuc.blame.gaps import Cut, Golden, read_by
+from npuc.blame.gaps import BORN, Cut, Golden, read_by
 from npuc.blame.rescaled import fitted
 from npuc.blame.structure import Suspect
-from npuc.blame.torch_values import run
+from npuc.blame.torch_values import Values, run
 from npuc.capture import Captured
 from npuc.passes.graphs import constant
 from npuc.program import Program, Tensors
@@ -31,17 +31,100 @@ NEAR = 1e-4
 """Values are the same up to this share of the largest: single precision, through a few sums."""
 
 
-def within(
-    captured: Captured, golden: Golden, cut: Cut, tensor: str, calls: Sequence[Tensors]
-) -> Suspect | None:
+def within(golden: Values, cut: Cut, tensor: str, calls: Sequence[Tensors]) -> Suspect | None:
     """Return the first node on the way to a wrong tensor whose values do not occur in torch.
 
     None where no value inside occurs there, so that nothing can be told.
     """
-    found = _values(golden, cut, tensor, calls[:1])[0]
-    occurring = _Occurring(captured, calls[0])
+    occurring, call = _occurring(golden.captured, calls)
+    if occurring is None:
+        return None
+    found = _values(golden, cut, tensor, [call])[0]
     known = {name for name, array in found.items() if occurring.has(array)}
-    return _first_unknown(cut, tensor, known, "in torch's own run") if known else None
+    if known:
+        return _first_unknown(cut, tensor, known, "in torch's own run")
+    return _behind_bias(golden, cut, tensor, calls)
+
+
+def misread(values: Values, cut: Cut, tensor: str, call: Tensors) -> Suspect | None:
+    """Return the node whose result reaches the maker of a tensor changed, or taken for another.
+
+    torch says what the operator reads; where its node reads another result of the same producer,
+    that producer's results were swapped, and where something stands between, it is that.
+    """
+    node = cut.made[tensor].producer()
+    if node is None or tensor not in values.parents:
+        return None
+    wanted = run(values.program, values.captured, call, _behind(values, cut, tensor))
+    found = _values(values, cut, tensor, [call])[0]
+    for value in node.inputs:
+        name = "" if value is None else value.name or ""
+        producer = None if value is None else value.producer()
+        if producer is None or name not in found or _among(found[name], wanted.values()):
+            continue
+        for other in producer.outputs:
+            if other.name in found and _among(found[other.name], wanted.values()):
+                text = f"{tensor!r} reads {name!r} where torch reads what is {other.name!r}"
+                result = name.removesuffix(BORN)
+                return Suspect(producer.name or "", producer.op_type, result, [text])
+        read = next((v.name for v in producer.inputs if v is not None and v.name in wanted), None)
+        target = values.parents[tensor].op_type.replace("_", "")
+        if read is not None and node.op_type.lower() in target:
+            text = f"between {read!r} and {tensor!r} there is a {producer.op_type} not in torch"
+            return Suspect(node.name or "", node.op_type, read, [text])
+    return None
+
+
+def _behind(values: Values, cut: Cut, tensor: str) -> set[str]:
+    """Return torch's tensors from which one is made, back to those that the export has too."""
+    pending, found = list(values.parents[tensor].reads), set[str]()
+    while pending:
+        name = pending.pop()
+        if name not in found:
+            found.add(name)
+            if name not in cut.given and name in values.parents:
+                pending += values.parents[name].reads
+    return found
+
+
+def _among(array: Array, others: Iterable[Array]) -> bool:
+    return any(_equal(array, other) for other in others)
+
+
+def _equal(array: Array, other: Array) -> bool:
+    near = NEAR * float(np.abs(other).max(initial=0.0)) if other.dtype.kind == "f" else 0.0
+    return array.shape == other.shape and bool(np.allclose(array, other, rtol=0, atol=near))
+
+
+def _occurring(captured: Captured, calls: Sequence[Tensors]) -> "tuple[_Occurring | None, Tensors]":
+    """Return what occurs in torch on the first call that the model runs when taken apart.
+
+    Taking apart may write the example's sizes into the program, as it does for a recurrent one.
+    """
+    for call in calls:
+        try:
+            return _Occurring(captured, call), call
+        except Exception:  # torch's own, of many types: this size it does not take
+            continue
+    return None, {}
+
+
+def _behind_bias(golden: Golden, cut: Cut, tensor: str, calls: Sequence[Tensors]) -> Suspect | None:
+    """Look behind the Add of a bias: torch computes a linear layer in one, ONNX in two nodes."""
+    node = cut.made[tensor].producer()
+    if node is None or node.op_type != "Add" or all(constant(v) is None for v in node.inputs):
+        return None
+    product = next((v.producer() for v in node.inputs if constant(v) is None and v), None)
+    if product is None or product.op_type not in ("MatMul", "Gemm"):
+        return None
+    sized = {call[n].shape for call in calls[:1] for n in call}
+    alike = [c for c in calls if {a.shape for a in c.values()} == sized]
+    right = [golden(call, [tensor])[tensor] for call in alike]
+    got = [found[tensor + BORN] for found in _values(golden, cut, tensor, alike)]
+    if fitted(right, got).ratio < CODES:  # the same offset everywhere: it is the bias
+        return None
+    text = f"{tensor!r} is not off by the same everywhere: it is the product, not the bias"
+    return Suspect(product.name or "", product.op_type, product.outputs[0].name or "", [text])
 
 
 def between(
@@ -72,6 +155,7 @@ def _values(
     model = cut.model.clone()
     by_name = {v.name: v for n in model.graph for v in n.outputs}
     cone = [n for n in cut.cone(tensor) if not _stored(n)]
+    # All results of a node, those too that nobody reads: one may be mistaken for another.
     names = [v.name or "" for n in cone for v in n.outputs if v.name]
     model.graph.outputs.extend(by_name[name] for name in names)
     common.RemoveUnusedNodesPass()(model)
@@ -119,7 +203,7 @@ def _first_unknown(cut: Cut, tensor: str, known: set[str], where: str) -> Suspec
             and v.name not in known
         ]  # fmt: skip
         if not wrong:
-            name = node.outputs[0].name or ""
+            name = (node.outputs[0].name or "").removesuffix(BORN)
             text = f"what {name!r} holds occurs nowhere {where}; what it reads does"
             return Suspect(node.name or "", node.op_type, name, [text])
         node = wrong[0].producer()

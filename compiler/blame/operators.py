@@ -14,6 +14,7 @@ from npuc.blame.gaps import Cut, Gap, Golden, born, shared, taps, tensors_of
 from npuc.blame.judge import Judge
 from npuc.blame.minimal import Case
 from npuc.blame.steps import Found
+from npuc.blame.torch_values import Values
 from npuc.blame.trail import Trail
 from npuc.errors import ParityError
 from npuc.metrics import differences
@@ -79,10 +80,8 @@ def _golden(
     """Return what gives golden tensors, their names, and what reads what there."""
     if good is not None:
         return taps(good), tensors_of(good), structure.of_program(good)
-    from npuc.blame import torch_values
-
     assert trail.loaded is not None  # only a torch model is exported
-    values = torch_values.Values(trail.loaded.captured)
+    values = Values(trail.loaded.captured)
     return values, values.names, values.parents
 
 
@@ -121,8 +120,9 @@ def _first(
     least = max(EXACT, NEAR * worst if worst < math.inf else EXACT)
     wrong = [name for name in cut.names if gaps[name].ratio >= least]
     suspect = structure.suspect(cut, wrong, parents)
-    if found.index == 0 and trail.loaded is not None and len(cut.cone(wrong[0])) > 1:
-        within = matching.within(trail.loaded.captured, golden, cut, wrong[0], calls)
+    if isinstance(golden, Values) and len(cut.cone(wrong[0])) > 1:
+        within = matching.misread(golden, cut, wrong[0], calls[0])
+        within = within or matching.within(golden, cut, wrong[0], calls)
         suspect = suspect if within is None else within
     located = Located(suspect.operator, suspect.op_type, suspect.tensor)
     located.case = _case(golden, trail, found, cut, wrong[0], calls)

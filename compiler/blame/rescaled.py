@@ -45,11 +45,11 @@ def born(golden: Golden, theirs: Golden, cut: Cut, calls: Sequence[Tensors]) -> 
 
 def fitted(right: Sequence[Array], got: Sequence[Array], name: str = "") -> Gap:
     """Return how far `got` is from `right` with the best scale, or the best offset, per channel."""
-    if right[0].dtype.kind != "f" or any(
-        r.shape != g.shape for r, g in zip(right, got, strict=True)
-    ):
+    pairs = list(zip(right, got, strict=True))
+    alike = all(r.shape == right[0].shape == g.shape for r, g in pairs)
+    if right[0].dtype.kind != "f" or not alike:
         gap = Gap(name)
-        for r, g in zip(right, got, strict=True):
+        for r, g in pairs:
             gap = gap.plus(r, g)
         return gap
     a, b = (np.stack(x).astype(np.float64) for x in (right, got))

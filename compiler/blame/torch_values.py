@@ -38,7 +38,7 @@ class Values:
         inputs = set(captured.signature.input_names)
         self.parents: Parents = {
             n.name: Parent(
-                n.name, "",
+                n.name, str(n.target),
                 tuple(i.name for i in n.all_input_nodes if i.name not in held or i.name in inputs),
             )
             for n in nodes
