@@ -35,6 +35,10 @@ KEPT = 1.5
 not add to it: what is left is how well a few dozen values tell an rms (to some ten percent)."""
 
 
+OTHER = 64.0
+"""Another device's float32 differs by a few times the rounding; TF32, the next shorter format, by
+2^13 times, and other weights by more: the middle, on a scale of powers."""
+
 EXCESS = 16.0
 """How many times the error power that its codes should cost an operator may have. Ranges are
 measured on a few samples here, calibration saw others: a tensor's scale is up to twice as large
@@ -132,6 +136,20 @@ class Policy:
             sqnr_db=self.sqnr_db,
             cosine=self.cosine,
             equal=self.equal,
+        )
+
+    def original(self, here: "Iterable[Difference]") -> Bar:
+        """Return the bar for recorded answers against the original's own here.
+
+        `here` is what the exported program differs by from these: rounding of float32 alone, if
+        anything is sound.
+        """
+        eps = float(np.finfo(np.float32).eps)
+        limits = {d.output: OTHER * max(d.max_abs, eps * d.peak) for d in here}
+        return Bar(
+            f"{OTHER:g}x float32's rounding",
+            "what was recorded is the original's answer, and in float32",
+            limits,
         )
 
     def coding(self, costs: "Iterable[Cost]") -> tuple[str, ...]:

@@ -58,6 +58,12 @@ def require(reference: Reference, strict: bool) -> None:
         )
 
 
+def reduced(reference: Reference) -> bool:
+    """Whether the fingerprint says that less than float32 computed the answers."""
+    kinds = reference.fingerprint.get("dtype") or ()
+    return any(True for _ in _switches(reference)) or any("16" in str(kind) for kind in kinds)
+
+
 def find(reference: Reference) -> tuple[Doubt, ...]:
     """Return every doubt about a reference, those that change numbers first."""
     return (*_switches(reference), *_noise(reference), *_inputs(reference))

@@ -20,6 +20,7 @@ from npuc.progress import Progress
 from npuc.report import LOWERED, Report, Row, describe
 from npuc.runners import OnnxRunner
 from npuc.targets.base import Payload, Runner
+from npuc.trust import reduced
 
 MENDING = frozenset({"learn-rounding", "correct-bias"})
 """Passes that make good what the one before them lost."""
@@ -29,6 +30,9 @@ DRAFTS = frozenset({"quantize", "learn-rounding"})
 
 ARITHMETIC = frozenset({"integer-arithmetic", "tflite-arithmetic", "round-floats"})
 """Passes that compute a quantized program as the device does: they round again."""
+
+ASKED = 4
+"""Recorded calls that the original is asked again here: one tells other weights already."""
 
 CALLS = 8
 """Recorded calls that every pass is checked on; the last stages are checked on all of them."""
@@ -172,12 +176,36 @@ class Validator:
             self.groups.append(group)
             got.append(answers)
         self._last = (self.exported, got)
+        if native is not None:
+            self._recorded(native, got[0])
         self.add("exported", got[0], bar)
         row = self.rows.pop()
         faults = [*row.faults, *(f"at another size: {f}" for f in faults)]
         state = "failed" if faults else "ok"
         self.rows.append(replace(row, state=state, faults=tuple(faults), sizes=len(got)))
         self._settled_rows = len(self.rows)
+
+    def _recorded(self, native: Callable[[Tensors], Tensors], got: Sequence[Tensors]) -> None:
+        """Ask the original here: what was recorded has to be its answer, in float32.
+
+        The bar of noise cannot say so: it is the recorded answers' own distance from float64, and
+        grows with whatever is wrong with them. Where the fingerprint says that less than float32
+        computed them, the distance is what it should be.
+        """
+        calls = self.reference.samples[:ASKED]
+        if reduced(self.reference):
+            return
+        try:
+            here = [native(call) for call in calls]
+        except Exception as error:  # anyone's forward(), recorded on another device
+            self.notes.append(f"the original could not be run here: {error}")
+            return
+        found = differences(self.reference.outputs[: len(calls)], here, self.ties)
+        bar = self.policy.original(differences(here, got[: len(calls)], self.ties))
+        faults = bar.faults(found)
+        if faults:
+            row = Row("reference", "failed", found, bar=bar, faults=faults, calls=len(calls))
+            self.rows.append(row)
 
     def add(
         self, stage: str, answers: Sequence[Tensors], bar: Bar | None, note: str = ""

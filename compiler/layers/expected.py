@@ -81,8 +81,8 @@ def costs(
     sums = bench.run(calls).sums
     return tuple(
         Cost(
-            name, label(node), "" if node.op_type == WRITE else node.op_type, float(sums[found[1]]), float(sums[ideal[1]]),
-            float(sums[found[0]]),
+            name, label(node), "" if node.op_type == WRITE else node.op_type,
+            float(sums[found[1]]), float(sums[ideal[1]]), float(sums[found[0]]),
         )
         for node, name, found, ideal in rows
     )  # fmt: skip

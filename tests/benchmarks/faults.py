@@ -131,7 +131,7 @@ def tables() -> int:
 def table(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield the README's table: one row for each kind of step, and one for all."""
     rows = [results["faults"][fault.name] for fault in FAULTS]
-    yield "| where the fault is | faults | caught | right step | right operator | runs, median (most) |"
+    yield "| fault in | faults | caught | right step | right operator | runs: median (most) |"
     yield "|---|---|---|---|---|---|"
     kinds = dict.fromkeys(row["kind"] for row in rows)
     for kind in (*kinds, "all"):

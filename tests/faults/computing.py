@@ -1,14 +1,20 @@
-"""Defects of the model of a device's arithmetic: rounding, saturation, short floats, tables."""
+"""Defects of the model of a device's arithmetic: rounding, zero points, borders, short floats."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import onnx_ir as ir
-from edits import after, before, op, stored
-from seams import Fault, Seam, Site, a_pass, nth, where
+from edits import before, op, stored, value_of
+from seams import Fault, Seam, Site, Touched, a_pass, nth, where
 
-from npuc.passes.base import Pass
+from npuc.passes.base import Pass, Result
 from npuc.passes.graphs import Names, initializer
 from npuc.passes.integer_arithmetic import IntegerArithmetic
 from npuc.passes.round_floats import RoundFloats
+from npuc.profile import FloatFormat, Profile
 
 
 def _fault(
@@ -26,24 +32,45 @@ def _zero_point(model: ir.Model, node: ir.Node) -> None:
     stored(len(node.inputs) - 3, lambda array: array - 1)(model, node)
 
 
-def _steps_cut(model: ir.Model, node: ir.Node) -> None:
-    """Cut the sum to a multiple of four before it is scaled, as a shift that does not round."""
+def _cut(model: ir.Model, node: ir.Node) -> None:
+    """Cut the sum to whole codes before it is scaled: the shift does not round."""
+    multiplier, divisor = value_of(node.inputs[1]), value_of(node.inputs[2])
+    unit = np.asarray(np.maximum(divisor // multiplier, 1), np.int32)
 
     def build(model: ir.Model, value: ir.Value) -> list[ir.Node]:
-        four = initializer(model.graph, Names(model).new("shift"), np.array(512, np.int32))
-        less = op(model, "Div", [value, four], value)
-        return [less, op(model, "Mul", [less.outputs[0], four], value)]
+        held = initializer(model.graph, Names(model).new("unit"), unit)
+        less = op(model, "Div", [value, held], value)
+        return [less, op(model, "Mul", [less.outputs[0], held], value)]
 
     before(0, build)(model, node)
 
 
-def _four_bits(model: ir.Model, value: ir.Value) -> list[ir.Node]:
-    names = Names(model)
-    held = initializer(model.graph, names.new("splitter"), np.float32(2**20 + 1))
-    wide = op(model, "Mul", [value, held], value)
-    rest = op(model, "Sub", [wide.outputs[0], value], value)
-    rest.outputs[0].name += "_rest"
-    return [wide, rest, op(model, "Sub", [wide.outputs[0], rest.outputs[0]], value)]
+@contextmanager
+def _cuts_everywhere(touched: Touched) -> Iterator[None]:
+    """Every product is requantized by the same rule: all are cut."""
+    plain = IntegerArithmetic.apply
+
+    def wrong(self: IntegerArithmetic, model: ir.Model, profile: Profile) -> Result:
+        outcome = plain(self, model, profile)
+        for node in [n for n in model.graph if n.op_type.startswith("Requantize_")]:
+            touched.update({node.name or "", node.outputs[0].name or ""})
+            _cut(model, node)
+        return outcome
+
+    with mock.patch.object(IntegerArithmetic, "apply", wrong):
+        yield
+
+
+@contextmanager
+def _another_format(touched: Touched) -> Iterator[None]:
+    """Store results with 2 bits of mantissa."""
+    plain = RoundFloats.apply
+
+    def wrong(self: RoundFloats, model: ir.Model, profile: Profile) -> Result:
+        return plain(replace(self, form=FloatFormat(5, 2)), model, profile)
+
+    with mock.patch.object(RoundFloats, "apply", wrong):
+        yield
 
 
 FAULTS: tuple[Fault, ...] = (
@@ -60,10 +87,9 @@ FAULTS: tuple[Fault, ...] = (
         "NVIDIA/TensorRT#2103", a_pass(IntegerArithmetic, _requantize(2), _zero_point),
     ),
     _fault(
-        IntegerArithmetic, "sum-cut", "digits-vit", "rk3588",
+        IntegerArithmetic, "sum-cut", "digits-resnet", "rk3588",
         "a sum is shifted without rounding before it is scaled",
-        "apache/tvm: TRUNCATE in fixed-point multiply", a_pass(IntegerArithmetic, _requantize(1),
-        _steps_cut),
+        "apache/tvm: TRUNCATE in fixed-point multiply", _cuts_everywhere,
     ),
     _fault(
         IntegerArithmetic, "padded-with-zero", "digits-unet", "rk3588",
@@ -71,10 +97,12 @@ FAULTS: tuple[Fault, ...] = (
         "airockchip/rknn-toolkit2: asymmetric padding",
         a_pass(IntegerArithmetic, nth("ConvInteger", 3), stored(2, lambda a: a + 3)),
     ),
-    _fault(
-        RoundFloats, "mantissa-short", "digits-mobilenet", "atom",
-        "a result is stored with 4 bits of mantissa",
-        "openvinotoolkit/openvino#30666: precision of a device's floats",
-        a_pass(RoundFloats, nth("HardSwish", 3), after(_four_bits)),
+    replace(
+        _fault(
+            RoundFloats, "another-float-format", "digits-mobilenet", "atom",
+            "results are stored as 8-bit floats in place of 16",
+            "openvinotoolkit/openvino#30666: precision of a device's floats", _another_format,
+        ),
+        sited=False,
     ),
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """Every seeded fault is caught under the default policy; the score of blame is a benchmark.
 
-pytest tests/faults -m slow     # blame too: names the right step, and nearly always the operator
+pytest tests/faults -m slow     # blame too: it names the step
 """
 
 import sys
