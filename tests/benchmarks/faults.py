@@ -4,14 +4,13 @@
     python tests/benchmarks/faults.py --healthy [MODEL…]      # every model for every target
     python tests/benchmarks/faults.py --tables                # put the table into README.md
 
-Each part stores what it found in faults.json, and --tables reads it. Exits with 1 where a fault
+Each part stores what it found in faults_*.json, and --tables reads them. Exits with 1 where a fault
 was missed or a healthy pair failed.
 """
 
 import argparse
 import contextlib
 import json
-import math
 import statistics
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from npuc import models, pipeline, plugins  # noqa: E402
 from npuc.errors import NpucError, UnsupportedError  # noqa: E402
 from npuc.report import Report  # noqa: E402
 
-RESULTS = HERE / "faults.json"
+RESULTS = {"faults": HERE / "faults_seeded.json", "healthy": HERE / "faults_healthy.json"}
 README = HERE.parents[1] / "README.md"
 MARKS = ("<!-- faults -->\n", "<!-- /faults -->\n")
 
@@ -117,7 +116,8 @@ def _state(report: Report | None, error: NpucError | None) -> Mapping[str, str]:
 
 def tables() -> int:
     """Write the table into README.md; returns 2 where it has no place for it."""
-    text = "\n".join(table(json.loads(RESULTS.read_text()))) + "\n"
+    results = {part: json.loads(path.read_text()) for part, path in RESULTS.items()}
+    text = "\n".join(table(results)) + "\n"
     before, mark, rest = README.read_text().partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not (mark and end):
@@ -168,15 +168,11 @@ def _line(fault: Fault, found: Found, named: Mapping[str, Any]) -> str:
 
 def _store(part: str, name: str, value: Mapping[str, Any]) -> None:
     """Put one result into the file at once: a run that is stopped loses nothing."""
-    held: dict[str, dict[str, Any]] = {"faults": {}, "healthy": {}}
+    held: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError):
-        held = json.loads(RESULTS.read_text())
-    held[part][name] = dict(value)
-    RESULTS.write_text(json.dumps(held, indent=1, sort_keys=True, default=_plain) + "\n")
-
-
-def _plain(value: object) -> object:
-    return None if isinstance(value, float) and math.isnan(value) else str(value)
+        held = json.loads(RESULTS[part].read_text())
+    held[name] = dict(value)
+    RESULTS[part].write_text(json.dumps(held, indent=1, sort_keys=True, default=str) + "\n")
 
 
 if __name__ == "__main__":

@@ -151,10 +151,22 @@ def test_a_calibration_batch_that_does_not_divide_counts_too(
     assert {c[name_of(model[1])].shape[0] for c in reference.calibration} == {8}
 
 
-def test_a_larger_batch_repeats_real_data(model: tuple[Loaded, Program]) -> None:
+def test_a_larger_batch_takes_the_other_samples(model: tuple[Loaded, Program]) -> None:
+    loaded, name = model[0], name_of(model[1])
+    assert loaded.reference is not None
     _, reference = bind(model, {"batch": 12})
-    x = reference.samples[0][name_of(model[1])]
-    assert x.shape == (12, 3) and np.array_equal(x[8:], x[:4])
+    first, second = (s[name] for s in loaded.reference.samples[:2])
+    x = reference.samples[0][name]
+    assert x.shape == (12, 3) and np.array_equal(x, np.concatenate([first, second])[:12])
+
+
+def test_a_batch_larger_than_all_samples_repeats_them(model: tuple[Loaded, Program]) -> None:
+    loaded, name = model[0], name_of(model[1])
+    assert loaded.reference is not None
+    every = np.concatenate([s[name] for s in loaded.reference.samples])
+    _, reference = bind(model, {"batch": len(every) + 4})
+    x = reference.samples[0][name]
+    assert np.array_equal(x[len(every) :], every[:4])
 
 
 def test_an_unknown_dimension_is_explained_by_the_pass(model: tuple[Loaded, Program]) -> None:

@@ -289,8 +289,14 @@ def test_a_size_the_original_refuses_is_noted_not_failed() -> None:
     exported = program()
     reference = answers.from_program(exported, calls())
 
+    from npuc.runners import OnnxRunner
+
+    runner = OnnxRunner(exported)
+
     def native(call: Tensors) -> Tensors:
-        raise ValueError("only multiples of four")
+        if len(call["x"]) % 4:
+            raise ValueError("only multiples of four")
+        return runner(call)
 
     found = Validator(exported, reference, Policy(), Silent())
     found.export(native)

@@ -67,7 +67,7 @@ def _another_format(touched: Touched) -> Iterator[None]:
     plain = RoundFloats.apply
 
     def wrong(self: RoundFloats, model: ir.Model, profile: Profile) -> Result:
-        return plain(replace(self, form=FloatFormat(5, 2)), model, profile)
+        return plain(replace(self, format=FloatFormat(5, 2)), model, profile)
 
     with mock.patch.object(RoundFloats, "apply", wrong):
         yield

@@ -1,6 +1,7 @@
 """Compile with a fault and say whether npuc noticed; ask `npuc blame` where it is."""
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from seams import Fault
 
 from npuc import pipeline
 from npuc.errors import ParityError
+from npuc.load import Loaded, load
 from npuc.report import Report
 
 
@@ -53,8 +55,17 @@ def blamed(fault: Fault, folder: Path) -> dict[str, Any]:
     }
 
 
-def _source(fault: Fault, folder: Path) -> str:
-    return f"zoo:{fault.model}" if fault.source is None else str(fault.source(folder))
+@cache
+def _loaded(name: str) -> Loaded:
+    """Load a model and capture it once: many faults share it."""
+    return load(name)
+
+
+def _source(fault: Fault, folder: Path) -> Loaded:
+    """Return what is compiled, loaded before anything is wrong."""
+    if fault.source is None:
+        return _loaded(f"zoo:{fault.model}")
+    return load(fault.source(folder))
 
 
 def _call(fault: Fault) -> dict[str, Any]:

@@ -98,7 +98,9 @@ def without(index: int) -> Edit:
     return edit
 
 
-def op(model: ir.Model, kind: str, inputs: Sequence[ir.Value], like: ir.Value, **more: Any) -> Any:
+def op(
+    model: ir.Model, kind: str, inputs: Sequence[ir.Value | None], like: ir.Value, **more: Any
+) -> Any:
     """Make a node of one result, typed as `like`; returns the node, which is not in the graph."""
     names = Names(model)
     attributes = ir.convenience.convert_attributes(more)
@@ -156,7 +158,7 @@ def short(model: ir.Model, value: ir.Value) -> Sequence[ir.Node]:
     By arithmetic alone (T. J. Dekker 1971), which every compiler takes.
     """
     names = Names(model)
-    held = initializer(model.graph, names.new("splitter"), np.float32(2**13 + 1))
+    held = initializer(model.graph, names.new("splitter"), np.asarray(2**13 + 1, np.float32))
     wide = op(model, "Mul", [value, held], value)
     rest = op(model, "Sub", [wide.outputs[0], value], value)
     rest.outputs[0].name += "_rest"
@@ -167,7 +169,9 @@ def times(factor: float) -> Callable[[ir.Model, ir.Value], Sequence[ir.Node]]:
     """Multiply a tensor by a constant."""
 
     def build(model: ir.Model, value: ir.Value) -> Sequence[ir.Node]:
-        held = initializer(model.graph, Names(model).new("wrong_factor"), np.float32(factor))
+        held = initializer(
+            model.graph, Names(model).new("wrong_factor"), np.asarray(factor, np.float32)
+        )
         return (op(model, "Mul", [value, held], value),)
 
     return build

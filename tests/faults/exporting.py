@@ -36,8 +36,8 @@ def _hard_sigmoid_unbounded(model: ir.Model, node: ir.Node) -> None:
     given, result = node.inputs[0], node.outputs[0]
     assert given is not None
     names = Names(model)
-    slope = initializer(model.graph, names.new("slope"), np.float32(1 / 6))
-    offset = initializer(model.graph, names.new("offset"), np.float32(0.5))
+    slope = initializer(model.graph, names.new("slope"), np.asarray(1 / 6, np.float32))
+    offset = initializer(model.graph, names.new("offset"), np.asarray(0.5, np.float32))
     scaled = op(model, "Mul", [given, slope], result)
     moved = op(model, "Add", [scaled.outputs[0], offset], result)
     model.graph.insert_after(node, [scaled, moved])

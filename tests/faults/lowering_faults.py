@@ -35,7 +35,7 @@ def _half_step_down(model: ir.Model, node: ir.Node) -> None:
     scale = value_of(node.inputs[1])
 
     def build(model: ir.Model, value: ir.Value) -> Sequence[ir.Node]:
-        held = initializer(model.graph, Names(model).new("half"), np.float32(scale / 2))
+        held = initializer(model.graph, Names(model).new("half"), np.asarray(scale / 2, np.float32))
         return (op(model, "Sub", [value, held], value),)
 
     before(0, build)(model, node)
@@ -46,7 +46,9 @@ def _half_up(model: ir.Model, node: ir.Node) -> None:
     scale = value_of(node.inputs[1])
 
     def build(model: ir.Model, value: ir.Value) -> Sequence[ir.Node]:
-        held = initializer(model.graph, Names(model).new("tie"), np.float32(scale * 2e-3))
+        held = initializer(
+            model.graph, Names(model).new("tie"), np.asarray(scale * 2e-3, np.float32)
+        )
         return (op(model, "Add", [value, held], value),)
 
     before(0, build)(model, node)
@@ -60,8 +62,8 @@ def _wrapped(model: ir.Model, node: ir.Node) -> None:
 
     def build(model: ir.Model, value: ir.Value) -> Sequence[ir.Node]:
         names = Names(model)
-        top = initializer(model.graph, names.new("top"), high)
-        span = initializer(model.graph, names.new("span"), np.float32(scale * 256))
+        top = initializer(model.graph, names.new("top"), np.asarray(high))
+        span = initializer(model.graph, names.new("span"), np.asarray(scale * 256, np.float32))
         over = op(model, "Greater", [value, top], value)
         over.outputs[0].type = ir.TensorType(ir.DataType.BOOL)
         less = op(model, "Sub", [value, span], value)
