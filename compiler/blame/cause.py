@@ -69,14 +69,21 @@ class Blame:
         if self.bundle is not None:
             drawn = ", with random weights" if self.randomized else ""
             lines.append(f"  reproduction: {self.bundle}{drawn}")
-        if self.command:
-            lines.append(f"→ {self.command}")
+        lines.append(f"→ {self.command or self._next()}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it in JSON types."""
         data: dict[str, Any] = plain(self)
         return {"schema": "npuc-blame-1", "found": self.found, **data}
+
+    def _next(self) -> str:
+        """Say what to do where there is no bundle to run."""
+        if self.kind == "reference":
+            return "npuc record --update shows by how much the recorded answers moved"
+        if self.kind == "quantization" and not self.operator:
+            return "npuc compile --layers shows every layer; --precision auto keeps some in float"
+        return "add -o fault.zip for a small file that shows it"
 
     def _remarks(self) -> list[str]:
         found = []

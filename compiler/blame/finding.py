@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from npuc.blame import bundle as bundles
-from npuc.blame import lowering, minimal, operators, steps
+from npuc.blame import checked, lowering, minimal, operators, steps
 from npuc.blame.cause import Blame
 from npuc.blame.judge import Judge
 from npuc.blame.operators import Located
@@ -50,6 +50,9 @@ def find(
         # A compile undoes this step by itself; what fails without it?
         rolled.append((trail, judge, found))
         undone = (*undone, trail.made[found.index].ordinal)
+    if found is None:
+        found, more = checked.search(trail, target, samples, call, shown)
+        spent += more
     undone_alone = found is None and bool(rolled)
     if undone_alone:
         trail, judge, found = rolled[0]
@@ -125,7 +128,10 @@ def packed(
     environment = _environment(trail, about)
     content = bundles.packed(case, told, environment)
     if randomize or len(content) >= bundles.LIMIT:
-        drawn = None if lower else minimal.randomized(case)
+        answer = None
+        if lower:
+            answer = lowering.answering(about["target"], about["call"], blamed.kind)
+        drawn = minimal.randomized(case, answer)
         if drawn is not None:
             case, content = drawn, bundles.packed(drawn, told, environment)
     bundles.write(path, content)

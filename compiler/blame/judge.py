@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from npuc import samples as sampling
 from npuc.answers import Reference
 from npuc.blame.trail import Lowered, Made, Trail
 from npuc.errors import ParityError
+from npuc.layers import expected
 from npuc.metrics import Difference, differences
 from npuc.policy import Bar
 from npuc.program import Program, Tensors
@@ -21,6 +23,16 @@ from npuc.validate import DRAFTS, MENDING, Validator
 Groups = list[list[Tensors]]
 EPS, TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).tiny)
 Faults = tuple[str, ...]
+QUANTIZE = "quantize"
+"""The step whose codes are held to what they should cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """A tensor whose codes, or whose operator's codes, cost too much."""
+
+    tensor: str
+    codes: bool
 
 
 class Judge:
@@ -40,6 +52,7 @@ class Judge:
         self._answers: dict[int, Groups | ParityError] = {}
         self._faults: dict[int, Faults] = {}
         self._again: dict[int, Faults] = {}
+        self._original: Faults | None = None
         self._asked: Groups | None = None
         self.expected: Groups = []
 
@@ -59,13 +72,29 @@ class Judge:
         return self._asked
 
     def original(self) -> Faults:
-        """Compare what the original answers here with what was recorded of it; () without one."""
+        """Say how what the original answers here misses what was recorded; () without an original.
+
+        To the noise floor over all samples, and as a compile does: the floor is that of the
+        recorded answers, and grows with whatever is wrong with them.
+        """
         native = self.trail.native
         if native is None:
             return ()
+        if self._original is None:
+            self.runs += 1
+            got = [native(call) for call in self.reference.samples]
+            faults = self._noise().faults(self._differences(self.reference.outputs, got))
+            self._original = faults or self.recorded()
+        return self._original
+
+    def recorded(self) -> Faults:
+        """Say whether a compile finds that what was recorded is not the original's answer."""
+        if self.trail.native is None:
+            return ()
         self.runs += 1
-        got = [native(call) for call in self.reference.samples]
-        return self._noise().faults(self._differences(self.reference.outputs, got))
+        validator = self._validator.fork()
+        validator.export(self.trail.native)
+        return tuple(f for row in validator.rows if row.stage == "reference" for f in row.faults)
 
     def made(self, index: int) -> Faults:
         """Say how the program at `index` misses the bar of where it stands, against the original.
@@ -90,17 +119,23 @@ class Judge:
         whole = set(self.made(index))
         return tuple(fault for fault in self._watched(index) if fault not in whole)
 
-    def coding(self) -> tuple[Faults, tuple[str, ...]]:
-        """Say which operators' codes cost more than they should, and name what they make."""
+    def coding(self, quantized: Program | None = None) -> tuple[Faults, tuple[Coded, ...]]:
+        """Say which codes cost more than they should, and name them, the worst first.
+
+        Of the program that is lowered, or of an earlier one (`quantized`).
+        """
         if self.trail.coding is None:
             return (), ()
-        from npuc.layers import expected
-
         self.runs += 1
-        costs = expected.costs(*self.trail.coding)
-        faults = self.policy.coding(costs)
-        ranked = sorted(costs, key=lambda c: -c.found / max(c.expected, EPS * c.signal, TINY))
-        return faults, tuple(c.tensor for c in ranked[: len(faults)])
+        program, last, calls, scheme = self.trail.coding
+        last = quantized or last
+        validator = self._validator.fork()
+        validator.rows = [Row(QUANTIZE, "ok", ())]
+        validator.coded(program, last, calls, scheme)
+        found = expected.costs(program, last, calls, scheme)
+        costly = [c for c in found if self.policy.coding([c])]
+        costly.sort(key=lambda c: -c.found / max(c.expected, EPS * c.signal, TINY))
+        return validator.rows[0].faults, tuple(Coded(c.tensor, not c.op) for c in costly)
 
     def power(self, index: int) -> float:
         """Return a program's error power over all samples, in parts of each output's own."""

@@ -10,7 +10,7 @@ from npuc import plugins
 from npuc import samples as sampling
 from npuc.blame.gaps import Gap
 from npuc.blame.judge import Judge
-from npuc.blame.minimal import Case
+from npuc.blame.minimal import Answer, Case
 from npuc.blame.operators import CALLS, Located, place_of
 from npuc.blame.trail import Lowered, Trail
 from npuc.blame.windows import Lower, Window, Windows
@@ -85,9 +85,17 @@ def again(path: Path, target: str, call: Mapping[str, Any], inputs: Tensors) -> 
 
     What the `reproduce.py` of a bundle does. Raises what compiling raises.
     """
-    program = Program.load(path)
-    with tempfile.TemporaryDirectory(prefix="npuc-") as work:
-        return _lower(target, call)(program, Path(work))(inputs)
+    return answering(target, call)(Program.load(path), inputs)
+
+
+def answering(target: str, call: Mapping[str, Any], kind: str = "lowering") -> Answer:
+    """Return what compiles a program for a target and runs it on one call."""
+
+    def answer(program: Program, inputs: Tensors) -> Tensors:
+        with tempfile.TemporaryDirectory(prefix="npuc-") as work:
+            return _lower(target, call, kind)(program, Path(work))(inputs)
+
+    return answer
 
 
 def _worst(judge: Judge, lowered: Lowered) -> list[Tensors]:

@@ -1,7 +1,7 @@
 """The smallest graphs that show a fault: an operator's neighbourhood before and after a step."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from npuc.blame.gaps import BORN, Cut, Gap, Golden
-from npuc.errors import ParityError
+from npuc.errors import NpucError, ParityError
 from npuc.program import Program, Tensors
 from npuc.runners import OnnxRunner
 
@@ -18,6 +18,9 @@ Array = np.ndarray[Any, Any]
 
 SHOWS = 0.25
 """A reduced case must keep at least this share (-6 dB) of the error that the whole one shows."""
+
+Answer = Callable[[Program, Tensors], Tensors]
+"""Compiles a graph, runs it on one call, and returns what it answers."""
 
 LEVELS = 16
 """Values that random weights take: few, so that a bundle of them stays small."""
@@ -119,15 +122,17 @@ def fewer_rows(found: Case) -> Case:
     return found
 
 
-def randomized(found: Case, seed: int = 0) -> Case | None:
+def randomized(found: Case, lowered: Answer | None = None, seed: int = 0) -> Case | None:
     """Draw weights anew where both graphs have the same, and inputs; None where it hides the fault.
 
-    What differs between the graphs is the fault, and stays.
+    What differs between the graphs is the fault, and stays. Where a compiler is at fault there is
+    one graph, and `lowered` answers for what the compiler makes of it.
     """
-    if found.good is None:
+    if found.good is None and lowered is None:
         return None
     generator = np.random.default_rng(seed)
-    bad, good = found.bad.clone(), found.good.clone()
+    bad = found.bad.clone()
+    good = bad if found.good is None else found.good.clone()
     theirs = good.model.graph.initializers
     for name, value in bad.model.graph.initializers.items():
         other = theirs.get(name)
@@ -141,13 +146,13 @@ def randomized(found: Case, seed: int = 0) -> Case | None:
     inputs = {n: _drawn(a, generator) for n, a in found.inputs.items()}
     try:
         expected = OnnxRunner(good)(inputs)
-        got = OnnxRunner(bad)(inputs)
-    except ParityError:
+        got = OnnxRunner(bad)(inputs) if lowered is None else lowered(bad, inputs)
+    except NpucError:
         return None
     ratio = max(_gap(expected[n], got[n]) for n in expected)
     if not ratio > 0 or ratio < 1e-3 * min(found.ratio, 1.0):
         return None
-    return Case(bad, good, inputs, expected, got, ratio, True)
+    return Case(bad, found.good and good, inputs, expected, got, ratio, True)
 
 
 def _drawn(array: Array, generator: np.random.Generator) -> Array:

@@ -3,13 +3,13 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from npuc import samples as sampling
 from npuc import source_lines
-from npuc.blame import matching, minimal, readings, rescaled, structure
+from npuc.blame import matching, minimal, readings, rescaled, siblings, structure
 from npuc.blame.gaps import Cut, Gap, Golden, born, shared, taps, tensors_of
 from npuc.blame.judge import Judge
 from npuc.blame.minimal import Case
@@ -19,6 +19,7 @@ from npuc.blame.trail import Trail
 from npuc.errors import ParityError
 from npuc.metrics import differences
 from npuc.program import Program, Tensors
+from npuc.validate import MENDING
 
 CALLS = 8
 """Calls that operators are compared on: those of all samples on which the step errs most."""
@@ -38,7 +39,7 @@ NEAR = 1e-3
 class Located:
     """The operator to blame and what shows it; `good` and `bad` are the programs around the step.
 
-    `case` cuts out what shows it.
+    `shown` is a tensor on the way of what is wrong, and `case` cuts out what shows it.
     """
 
     operator: str = ""
@@ -48,6 +49,7 @@ class Located:
     why_not: str = ""
     evidence: list[str] = field(default_factory=list)
     born: str = ""
+    shown: str = ""
     bad: Program | None = None
     good: Program | None = None
     case: Callable[[], Case | None] | None = None
@@ -103,9 +105,34 @@ def _among(
     else:
         gaps = born(golden, cut, calls, sizes, count)
     lossy = made.item is not None and not made.item.exact
+    if made.step in MENDING:
+        gaps = _worsened(trail, found.index, cut.names, calls, sizes, count)
+        found = replace(found, coded=())
     if lossy:
         return _largest(golden, cut, gaps, trail, found, calls, count)
     return _first(golden, cut, gaps, parents, trail, found, calls, count)
+
+
+def _worsened(
+    trail: Trail, index: int, names: Sequence[str], calls: list[Tensors],
+    sizes: Mapping[str, int], count: Callable[[int], None],
+) -> dict[str, Gap]:  # fmt: skip
+    """Return what is born in tensors that a step should have mended, against the float program.
+
+    Of those that are worse after it than before; what differs from before is not wrong by itself.
+    """
+    floats = next(m.program for m in reversed(trail.made[:index]) if not m.lossy)
+    shared_here = [name for name in names if name in tensors_of(floats)]
+    golden = taps(floats)
+    programs = [trail.made[at].program for at in (index - 1, index)]
+    before, after = (born(golden, Cut(p, shared_here), calls, sizes, count) for p in programs)
+    equal = {name: Gap(name) for name in names}
+    worse = {
+        name: replace(gap, error=gap.error - before[name].error)
+        for name, gap in after.items()
+        if name in before and gap.error > before[name].error
+    }
+    return {**equal, **worse}
 
 
 def _first(
@@ -124,6 +151,8 @@ def _first(
         within = matching.misread(golden, cut, wrong[0], calls[0])
         within = within or matching.within(golden, cut, wrong[0], calls)
         suspect = suspect if within is None else within
+    elif len(cut.cone(wrong[0])) > 1:
+        suspect = siblings.unlike(cut, wrong[0], gaps, parents, least) or suspect
     located = Located(suspect.operator, suspect.op_type, suspect.tensor)
     located.case = _case(golden, trail, found, cut, wrong[0], calls)
     located.born = gaps[wrong[0]].text
@@ -139,11 +168,19 @@ def _largest(
     calls: list[Tensors], count: Callable[[int], None],
 ) -> Located:  # fmt: skip
     """Blame the operator, or coded tensor, in which most of the loss of a step is born."""
-    known = [gaps[name] for name in found.tensors if name in gaps]
+    codes = _codes(trail, found)
+    if codes is not None:
+        shown = next((name for name in cut.names if _passes(cut, name, codes.shown)), None)
+        if shown is not None:
+            codes.case = _case(golden, trail, found, cut, shown, calls)
+        return codes
+    known = [gaps[c.tensor] for c in found.coded if c.tensor in gaps]
     ranked = known or sorted(gaps.values(), key=lambda g: -min(g.ratio, 1e6))
     total = sum(min(g.ratio, 1e6) for g in ranked)
     if total == 0:
         return Located(why_not="no operator is wrong by itself")
+    assert found.index is not None
+    made = trail.made[found.index]
     good = None if not found.index else trail.made[found.index - 1].program
     readers: dict[str, list[readings.Reading]] = {}
     for gap in ranked[: readings.WORST]:
@@ -163,19 +200,51 @@ def _largest(
     top = readers[order[0]][0]
     located = Located(evidence=lines, born=top.gap.text)
     located.case = _case(golden, trail, found, cut, top.gap.tensor, calls)
-    if not known and shares[order[0]] < ALONE:
+    own = made.kind == "numerics" or made.step in MENDING  # it costs more than it can, somewhere
+    if not known and not own and shares[order[0]] < ALONE:
         located.why_not = (
             f"no single operator: the most is born at {top.title} ({shares[order[0]]:.0%}), "
             f"and it is spread over {len(gaps)} tensors"
         )
         return located
     located.operator, located.op_type, located.tensor = top.operator, top.op_type, top.tensor
-    if good is not None and trail.made[found.index or 0].kind == "numerics":
+    if not known and shares[order[0]] < ALONE:
+        located.why_not = f"several operators: this is the worst of {len(order)} looked at"
+    if good is not None and made.kind == "numerics":
         within = matching.between(good, golden, cut, top.gap.tensor, calls)
         if within is not None:
             located.evidence += within.evidence
             located.operator, located.op_type = within.operator, within.op_type
     return located
+
+
+def _codes(trail: Trail, found: Found) -> Located | None:
+    """Name the tensor whose codes are wrong, where that is known: its range, or how it is read."""
+    assert found.index is not None
+    model = trail.made[found.index].program.model
+    for node in model.graph:
+        value = node.outputs[0]
+        if readings.miscoded(value) is not None:
+            name = value.name or ""
+            said = [f"{name!r} is read with another scale or zero point than it was written with"]
+            return Located(node.name or "", node.op_type, name, evidence=said, shown=name)
+    if not found.coded or not found.coded[0].codes:
+        return None
+    tensor = found.coded[0].tensor
+    maker = next((n for n in model.graph if any(v.name == tensor for v in n.outputs)), None)
+    coder = next(
+        n for n in model.graph
+        if n.op_type == "QuantizeLinear" and n.inputs[0] is not None and n.inputs[0].name == tensor
+    )  # fmt: skip
+    node = maker or coder
+    said = [f"the range of {tensor!r} does not fit its values"]
+    shown = coder.outputs[0].name or ""
+    return Located(node.name or "", node.op_type, tensor, evidence=said, shown=shown)
+
+
+def _passes(cut: Cut, name: str, through: str) -> bool:
+    """Whether a tensor is computed by way of another that is not golden."""
+    return any(v.name == through for node in cut.cone(name) for v in node.outputs)
 
 
 def _case(

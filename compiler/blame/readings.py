@@ -62,13 +62,13 @@ def read(
     reader = Reading(mine.name or "", node.name or "", node.op_type, gap, node.name or "")
     if constant(value) is not None:
         return reader
-    if (decoder := _miscoded(mine)) is not None:
+    if (decoder := miscoded(mine)) is not None:
         return Reading(mine.name or "", decoder.name or "", decoder.op_type, gap, node.name or "")
     maker = value.producer() or twin
     return Reading(value.name or "", maker.name or "", maker.op_type, gap, node.name or "")
 
 
-def _miscoded(value: ir.Value) -> ir.Node | None:
+def miscoded(value: ir.Value) -> ir.Node | None:
     """Return the DequantizeLinear that reads codes by other parameters than wrote them."""
     decoder = value.producer()
     if decoder is None or decoder.op_type != "DequantizeLinear" or decoder.inputs[0] is None:

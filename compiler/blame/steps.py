@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from npuc import floors
-from npuc.blame.judge import Faults, Judge
+from npuc.blame.judge import Coded, Faults, Judge
 from npuc.blame.trail import EXPORTED, LOWERING, Kind, Lowered, Trail, kind_at
 from npuc.errors import NpucError
 
@@ -12,15 +12,11 @@ REFERENCE = "reference"
 """The step before export: what was recorded is not what the model answers here."""
 
 
-CODED = "quantize"
-"""The step whose operators are held to what their codes should cost."""
-
-
 @dataclass
 class Found:
     """The step to blame: `index` of its program in the trail, None for the artifact, and -1 for
-    the reference. `masked` says that the end of the chain answers well all the same; `tensors` are
-    those that are known to be wrong already, the worst first."""
+    the reference. `masked` says that the end of the chain answers well all the same; `coded` are
+    codes that are known to cost too much, the worst first."""
 
     step: str
     kind: Kind
@@ -28,7 +24,7 @@ class Found:
     index: int | None = None
     masked: bool = False
     optional: bool = False
-    tensors: tuple[str, ...] = ()
+    coded: tuple[Coded, ...] = ()
     evidence: list[str] = field(default_factory=list)
 
 
@@ -53,6 +49,10 @@ def search(trail: Trail, judge: Judge) -> Found | None:
     programs there are few, and each is held to its own part of the loss.
     """
     evidence: list[str] = []
+    if faults := judge.recorded():
+        evidence.append(f"the original, run here: {faults[0]}")
+        why = (*_other_weights(trail), *faults)
+        return Found(REFERENCE, "reference", why, -1, evidence=evidence)
     done = -1
     for end in _ends(trail):
         faults = judge.made(end)
@@ -78,12 +78,12 @@ def _rounded(
 ) -> Found | None:
     """Return the rounding step that costs more than it should, or the one that costs most."""
     first = next(at for at, item in enumerate(trail.made) if item.lossy)
-    faults, tensors = judge.coding()
+    faults, coded = judge.coding()
     if faults:
-        at = next(at for at in range(first, end + 1) if trail.made[at].step == CODED)
-        evidence.append(f"{CODED}: {faults[0]}")
+        at = _miscoding(trail, judge, first, end)
+        evidence.append(f"{trail.made[at].step}: {faults[0]}")
         found = _of(trail, at, faults, evidence)
-        found.tensors = tensors
+        found.coded = coded
         return found
     for at in range(first, end + 1):
         if (own := judge.own(at)) or (at == end and whole):
@@ -91,6 +91,15 @@ def _rounded(
             at = at if own else _heaviest(trail, judge, first, end)
             return _of(trail, at, own or whole, evidence)
     return None
+
+
+def _miscoding(trail: Trail, judge: Judge, first: int, end: int) -> int:
+    """Return the first of the coding steps after which codes cost too much."""
+    steps = [at for at in range(first, end + 1) if trail.made[at].kind == "quantization"]
+    for at in steps[:-1]:
+        if judge.coding(trail.made[at].program)[0]:
+            return at
+    return steps[-1]
 
 
 def _heaviest(trail: Trail, judge: Judge, first: int, end: int) -> int:

@@ -213,16 +213,20 @@ def collect(
 
 def _at(error: Exception, stage: str) -> str:
     """Name the step that an error came from: the pass that its note names, or the stage."""
+    return blamed_pass(error) or (LOWERING if stage.startswith("lower for") else stage)
+
+
+def blamed_pass(error: Exception) -> str:
+    """Return the pass that the engine's note on an error names, or ""."""
     notes = error.notes if isinstance(error, NpucError) else ()
-    named = [m[1] for note in notes if (m := re.search(r"in pass '([^']+)'", note))]
-    if named:
-        return named[0]
-    return LOWERING if stage.startswith("lower for") else stage
+    found = [m[1] for note in notes if (m := re.search(r"in pass '([^']+)'", note))]
+    return found[0] if found else ""
 
 
 def kind_at(step: str) -> Kind:
     """Return the kind of a step by its name."""
-    return "lowering" if step == LOWERING else _kind(step)
+    known: dict[str, Kind] = {LOWERING: "lowering", EXPORTED: "export"}
+    return known.get(step) or _kind(step)
 
 
 def _kind(name: str) -> Kind:
