@@ -8,7 +8,7 @@ from typing import Any
 from seams import Fault
 
 from npuc import pipeline
-from npuc.errors import ParityError
+from npuc.errors import NpucError, ParityError
 from npuc.load import Loaded, load
 from npuc.report import Report
 
@@ -41,9 +41,13 @@ def blamed(fault: Fault, folder: Path) -> dict[str, Any]:
 
     source = _source(fault, folder)
     with fault.inject() as touched:
-        found = blame.find(source, **_call(fault))
+        try:
+            found = blame.find(source, **_call(fault))
+        except NpucError as error:  # counts as naming nothing
+            found = blame.Blame("", "", f"blame raised {error}", 0, 0)
     named = {found.operator, found.tensor} - {""}
     said = f"{found.kind} {found.step}: {found.op_type} {found.operator}".strip()
+    said = said if found.found else found.why[:300]
     return {
         "step_right": (found.kind, found.step) == (fault.kind, fault.step),
         "sited": fault.sited,

@@ -70,9 +70,12 @@ class Chosen:
             node = self.site(model)
             self.result = node.outputs[0].name or ""
             self.touched |= {node.name or "", *(v.name or "" for v in node.outputs)}
-        for node in list(model.graph):
+        before = tuple(model.graph)
+        for node in before:
             if any(v.name == self.result for v in node.outputs):
                 self.edit(model, node)
+                added = [other for other in model.graph if other not in before]
+                self.touched |= {v.name or "" for other in added for v in other.outputs}
                 return
 
 
