@@ -151,7 +151,7 @@ def _first(
         within = matching.misread(golden, cut, wrong[0], calls[0])
         within = within or matching.within(golden, cut, wrong[0], calls)
         suspect = suspect if within is None else within
-    elif len(cut.cone(wrong[0])) > 1:
+    elif not suspect.evidence and len(cut.cone(wrong[0])) > 1:
         suspect = siblings.unlike(cut, wrong[0], gaps, parents, least) or suspect
     located = Located(suspect.operator, suspect.op_type, suspect.tensor)
     located.case = _case(golden, trail, found, cut, wrong[0], calls)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from npuc import blame
+from npuc.blame import siblings, structure
 from npuc.blame.gaps import Cut, Gap, born, taps, tensors_of
 from npuc.passes.equalize import Equalize
 from npuc.passes.fix_shapes import FixShapes
@@ -81,6 +82,65 @@ def test_a_scale_that_is_wrong_names_the_coded_weight(blocks: Path, broken: Any)
         found = blame.find(blocks, target="cpu", precision="int8")
     assert (found.step, found.kind, found.op_type) == ("quantize", "quantization", "Conv")
     assert "second.weight" in found.tensor
+
+
+def test_codes_read_by_another_zero_point_name_the_reader(blocks: Path, broken: Any) -> None:
+    def off_by_three(model: ir.Model) -> None:
+        decoder = next(
+            n for n in model.graph
+            if n.op_type == "DequantizeLinear" and n.inputs[0] is not None
+            and n.inputs[0].producer() is not None
+        )  # fmt: skip
+        zero = decoder.inputs[2]
+        assert zero is not None and zero.const_value is not None
+        held = np.asarray(zero.const_value.numpy() + 3).astype(zero.const_value.numpy().dtype)
+        decoder.replace_input_with(2, initializer(model.graph, "wrong_zero", held))
+
+    with broken(Quantize, off_by_three):
+        found = blame.find(blocks, target="cpu", precision="int8")
+    assert (found.step, found.op_type) == ("quantize", "DequantizeLinear")
+    assert "than it was written with" in found.text()
+
+
+def test_what_only_a_compile_sees_is_blamed_as_well(
+    blocks: Path, broken: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blame does not find a cause by itself, but a compile fails: its word counts."""
+    from npuc.blame.judge import Judge
+
+    monkeypatch.setattr(Judge, "coding", lambda self, quantized=None: ((), ()))
+    clipped = weight(2, lambda a: np.clip(a, -90, 90))
+    with broken(Quantize, clipped):
+        found = blame.find(blocks, target="cpu", precision="int8")
+    assert (found.step, found.kind) == ("quantize", "quantization")
+
+
+TWICE = """
+<ir_version: 9, opset_import: ["" : 20]>
+g (float[4] x) => (float[4] p, float[4] q)
+<float h = {0.5}, float k = {0.5}> { %s p = Add(a, a) %s q = Add(b, b) }
+"""
+
+
+def test_a_rewriting_is_held_against_others_of_its_kind() -> None:
+    good = Program.from_model(
+        ir.from_onnx_text(
+            '<ir_version: 9, opset_import: ["" : 20]> g (float[4] x) => (float[4] p, float[4] q)'
+            " { p = Softplus(x) q = Softplus(x) }"
+        )
+    )
+    right, wrong = "a = Mul(x, h)", "b0 = Mul(x, k) b = Neg(b0)"
+    bad = Program.from_model(ir.from_onnx_text(TWICE % (right, wrong)))
+    for program in (good, bad):
+        for node in program.model.graph:
+            node.name = f"node_{node.outputs[0].name}"
+    cut = Cut(bad, ["p", "q"])
+    gaps = {"p": Gap("p"), "q": Gap("q", 1.0, 1.0)}
+    found = siblings.unlike(cut, "q", gaps, structure.of_program(good), 1e-10)
+    assert found is not None and (found.operator, found.tensor) == ("node_b", "b0")
+    alike = Program.from_model(ir.from_onnx_text(TWICE % (right, "b = Mul(x, k)")))
+    same = siblings.unlike(Cut(alike, ["p", "q"]), "q", gaps, structure.of_program(good), 1e-10)
+    assert same is None
 
 
 def test_a_channel_equalized_on_one_side_alone_is_found_among_scaled_ones(

@@ -108,6 +108,7 @@ def test_every_sample_counts(blocks: Path, broken: Any) -> None:
         all_of_them = blame.find(again, target="cpu", precision="float", samples=calls)
     assert not few.found
     assert (all_of_them.step, all_of_them.op_type) == ("decompose-rnn", "Conv")
+    assert "Clip" in all_of_them.text() and all_of_them.tensor == "x"
 
 
 def test_a_fault_at_another_size_alone_is_found(blocks: Path, broken: Any) -> None:
@@ -163,6 +164,25 @@ def test_a_pass_that_crashes_is_named(blocks: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(DecomposeRnn, "apply", crash)
     found = blame.find(blocks, target="cpu", precision="float")
     assert found.step == "decompose-rnn" and "KeyError" in found.why
+
+
+def test_an_export_that_does_not_run_names_the_operator_before(
+    blocks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime complains of the reader of a wrong shape; what makes that shape is to blame."""
+    import npuc.export as exporter
+
+    plain = exporter._to_onnx
+
+    def wrong(*args: Any) -> ir.Model:
+        model = plain(*args)
+        mean = node(model, "ReduceMean")
+        mean.replace_input_with(1, initializer(model.graph, "all_axes", np.array([1, 2, 3])))
+        return model
+
+    monkeypatch.setattr(exporter, "_to_onnx", wrong)
+    found = blame.find(blocks, target="cpu", precision="float")
+    assert (found.step, found.op_type) == ("exported", "ReduceMean")
 
 
 def test_an_error_that_later_steps_hide_is_found(blocks: Path, broken: Any) -> None:
