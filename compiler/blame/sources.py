@@ -16,6 +16,7 @@ from npuc.blame.steps import search
 from npuc.blame.trail import Lowered, Made, Trail
 from npuc.errors import ArtifactError, UsageError
 from npuc.members import REFERENCE
+from npuc.per_target import AUTO
 from npuc.policy import Policy
 from npuc.sniff import sniff
 from npuc.targets.base import Evidence, Payload
@@ -58,6 +59,10 @@ def from_report(path: Path, target: str = "", **options: Any) -> Blame:
         )
     rows = report.get("rows", ())
     undone = tuple(at for at, row in enumerate(rows) if row.get("state") == "rolled back")
+    if call.get("precision") == AUTO:  # what the search found is done again, not the search
+        kept = [item["layer"]["node"] for item in (report.get("mixed") or {}).get("kept", ())]
+        call |= {"precision": "int8", "skip": [*call.get("skip", ()), *kept]}
+        call.pop("budget", None)
     if (limit := _limit(rows)) is not None:
         call["policy"] = Policy(sqnr_db=limit)
     return find(call.pop("source"), target=str(report["target"]), undone=undone, **call, **options)

@@ -13,6 +13,7 @@ from npuc.errors import ExportError, LoadError, NpucError, ParityError, UsageErr
 from npuc.load import Loaded, load
 from npuc.metrics import Difference
 from npuc.passes.base import Pass
+from npuc.per_target import AUTO
 from npuc.policy import Bar, Policy
 from npuc.profile import IntScheme, Profile
 from npuc.program import Program, Tensors
@@ -184,6 +185,11 @@ def collect(
     `undone` are the ordinals of optional steps to roll back. Raises what is the caller's to mend
     (`UsageError`, `LoadError`, `ExportError`); every other error ends the trail and is kept in it.
     """
+    if call.get("precision") == AUTO:
+        raise UsageError(
+            "precision auto searches anew, and may find something else",
+            hint="npuc blame REPORT.json, or --precision int8 with --skip for what auto kept",
+        )
     trail, stages = Trail(), _Stages(progress or Silent())
 
     def checks(

@@ -90,3 +90,17 @@ def test_what_a_report_cannot_tell_is_asked_for(tmp_path: Path) -> None:
 def test_usage(words: list[str], match: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["blame", *words]) == 2
     assert match in capsys.readouterr().err
+
+
+def test_a_search_is_not_done_again_but_what_it_found(
+    blocks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["blame", str(blocks), "-t", "cpu", "--precision", "auto"]) == 2
+    assert "searches anew" in capsys.readouterr().err
+    kept = [{"layer": {"node": "no such node"}}]
+    call = {"source": str(blocks), "precision": "auto", "budget": 3.0}
+    report = {"target": "cpu", "rows": [], "passed": False, "call": call, "mixed": {"kept": kept}}
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(report))
+    with pytest.raises(UsageError, match="--skip: there is no node 'no such node'"):
+        sources.from_report(path)
