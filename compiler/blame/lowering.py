@@ -114,12 +114,12 @@ def _worst(judge: Judge, lowered: Lowered) -> list[Tensors]:
 
 
 def _lower(name: str, call: Mapping[str, Any], kind: str = "lowering") -> Lower:
-    target: Any = plugins.find(name)
+    target = plugins.find(name)
     precision = call.get("precision") or target.profile.precisions[0]
     precision = "int8" if precision == "auto" else precision
     vendor: Literal["use", "skip"] = "use" if kind == "vendor" else "skip"
-    if vendor == "skip" and is_dataclass(target) and hasattr(target, "tool"):
-        target = replace(target, tool=_NoKit())  # type: ignore[type-var]
+    if vendor == "skip":
+        target = _bare(target)
 
     def lower(program: Program, work: Path) -> Runner:
         options = LowerOptions(
@@ -132,6 +132,12 @@ def _lower(name: str, call: Mapping[str, Any], kind: str = "lowering") -> Lower:
         return runner
 
     return lower
+
+
+def _bare(target: Any) -> Any:
+    """Return a target without its vendor's tool, where it has one."""
+    has = is_dataclass(target) and hasattr(target, "tool")
+    return replace(target, tool=_NoKit()) if has else target
 
 
 @dataclass(frozen=True)

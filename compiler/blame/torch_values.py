@@ -86,6 +86,8 @@ def _flat(program: "ExportedProgram", captured: Captured, call: Tensors) -> list
     for spec in program.graph_signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:
             flat.append(next(given))
+        elif spec.target is None:
+            raise KeyError(f"an input of kind {spec.kind} that names nothing")
         elif spec.target in program.state_dict:
             flat.append(program.state_dict[spec.target])
         else:

@@ -174,7 +174,7 @@ def _waiver(table: Table, models: Mapping[str, Model]) -> Waiver | None:
         table.fault("target", f"stale waiver: {model} is not held on {target!r}, but on {listed}")
     elif model is not None and check is not None and (why := _unasked(check, models[model])):
         table.fault("check", f"stale waiver: {why}")
-    if None in (model, target, check, reason, expires):
+    if model is None or target is None or check is None or reason is None or expires is None:
         return None
     return Waiver(model, target, check, reason, expires, output)
 

@@ -81,7 +81,7 @@ def blame_verb(
         boundary = versions.artifacts([Path(s) for s in sources], reference, policy)
         json_out(boundary.to_json()) if as_json else out(boundary.text())
         return boundary.exit_code
-    (source,), (kind,) = sources, kinds
+    source, kind = next(iter(sources)), kinds.pop()
     if kind == "model" and not target:
         raise UsageError("which target is it compiled for?", hint=f"npuc blame {source} -t TARGET")
     if pythons:

@@ -77,7 +77,8 @@ def _spec(files: tuple[str, ...], targets: tuple[str, ...], models: tuple[str, .
         return spec.read(Path(named[0])).only(models, targets)
     if not targets:
         raise UsageError(
-            f"no target for {', '.join(files)}", hint=f"npuc gate {files[0]} --target NAME[,NAME]"
+            f"no target for {', '.join(files)}",
+            hint=f"npuc gate {' '.join(files)} --target NAME[,NAME]",
         )
     return spec.single(files, plugins.names() if targets == ("all",) else targets).only(models)
 

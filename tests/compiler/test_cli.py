@@ -188,7 +188,7 @@ def test_compile_prints_the_report_and_returns_its_code(
     assert main(["compile", "zoo:x", "-t", "cpu", "--json"]) == 6
     assert json.loads(capsys.readouterr().out) == {
         "schema": "npuc-compiled-1",
-        "compiled": [{"artifact": "m.cpu.npuc", "passed": False, "sqnr_db": "inf"}]
+        "compiled": [{"artifact": "m.cpu.npuc", "passed": False, "sqnr_db": "inf"}],
     }
 
 

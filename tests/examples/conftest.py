@@ -113,7 +113,7 @@ class Runner:
             name: given.get(name, about["default"]) for name, about in action["inputs"].items()
         }
         inner = {k: v for k, v in context.items() if k.startswith("runner.")}
-        inner |= {f"inputs.{name}": value for name, value in values.items()}
+        inner |= {f"inputs.{name}": str(value) for name, value in values.items()}
         steps = action["runs"]["steps"]
         outputs = self._steps(steps, inner, {"GITHUB_ACTION_PATH": str(folder)}, ran)
         for output in action["outputs"].values():

@@ -28,7 +28,7 @@ def _saved(folder: Path, model: str, wrong: Any) -> Path:
     plain = answers.run
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        found = plain(*args, **kwargs)
+        found: Any = plain(*args, **kwargs)
         if isinstance(found, tuple):  # outputs, and values inside the model
             return (wrong(found[0]), *found[1:])
         return wrong(found)

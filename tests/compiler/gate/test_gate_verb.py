@@ -221,6 +221,7 @@ def test_one_pair_that_fails_does_not_stop_others(
     text = path.read_text() + path.read_text().partition("\n")[2].replace("net", "b")
     (tmp_path / "parity.toml").write_text(text.replace('"model.pt"', '"other.pt"', 1))
     cache = Cache(tmp_path / "cache")
+    found: tuple[run.Outcome, ...] = ()
     for _ in range(2):  # errors are not kept: a tool may come
         found = run.check_all(spec.read(tmp_path / "parity.toml"), cache=cache, today=TODAY)
         assert [(o.pair.name, o.state, o.exit_code) for o in found] == [

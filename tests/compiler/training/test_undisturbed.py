@@ -24,6 +24,7 @@ def trained(task: Any, look: Callable[[nn.Module, int], None]) -> dict[str, Any]
     model[0].requires_grad_(False)
     model[3].eval()
     optimizer = torch.optim.SGD(model[1:].parameters(), 0.05, momentum=0.9)
+    loss = torch.zeros(())
     for step in range(4):
         at = random.randrange(48)
         x, y = task.images[at : at + 16], task.labels[at : at + 16]
@@ -124,7 +125,8 @@ def test_a_copy_of_what_torch_refuses_to_copy() -> None:
 
 def test_wrappers_of_torch_are_taken_off(task: Any) -> None:
     model, compiled = task.model(), partial[Any](torch.compile, backend="eager")
-    wrapped: Any = torch.nn.DataParallel(compiled(model))
+    inner: Any = compiled(model)
+    wrapped: Any = torch.nn.DataParallel(inner)
     assert unwrapped(wrapped) is model
     first, *others = model.children()
     made = copied(nn.Sequential(*[compiled(first), *others]))
