@@ -190,6 +190,33 @@ class Policy:
             equal=self.equal,
         )
 
+    def arithmetic(
+        self, rounded: Iterable[Difference], floor: "Mapping[str, Floor]", share: float = 0.0
+    ) -> Bar:
+        """Return the bar for computing a quantized program by a device's own rules.
+
+        They round where the program rounds, independently of it: at most as much again, and one
+        code of an output's 256 at least. `share` is the error power that rounding floats adds, as a
+        share of the answer's.
+        """
+        so_far = tuple(rounded)
+        noise = _of_floats(self.noise(floor).max_abs, {d.output: d for d in so_far})
+        code = {d.output: 2 * d.peak / 255 for d in so_far}
+        worst, power = {}, {}
+        for d in (d for d in so_far if d.output in noise):
+            added = share * _power(d)
+            # Two roundings of a code each, evenly spread: its width over the root of 12, twice.
+            least = max(noise[d.output], code[d.output] / 6**0.5)
+            power[d.output] = max(least, (APART * (d.rms**2 + added)) ** 0.5)
+            if not added:
+                worst[d.output] = max(noise[d.output], code[d.output], FLIP * d.max_abs)
+        return Bar(
+            f"{APART**0.5:.2g}x the loss so far",
+            "arithmetic rounds as often as the program does, not more",
+            worst,
+            power,
+        )
+
     def kept(self, rounded: Iterable[Difference], floor: "Mapping[str, Floor]") -> Bar:
         """Return the bar for the artifact's own error, given that of the program it comes from."""
         so_far = {d.output: d for d in rounded}
@@ -202,6 +229,12 @@ class Policy:
 
 def _of_floats(limits: Mapping[str, float], found: Mapping[str, Difference]) -> Mapping[str, float]:
     return {n: most for n, most in limits.items() if n not in found or not found[n].integer}
+
+
+def _power(found: Difference) -> float:
+    """Return the mean square of the reference, from its SQNR; the square of its peak for none."""
+    known = found.rms > 0 and np.isfinite(found.sqnr_db)
+    return float(found.rms**2 * 10 ** (found.sqnr_db / 10)) if known else found.peak**2
 
 
 def _still(floor: "Mapping[str, Floor]") -> frozenset[str]:

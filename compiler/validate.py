@@ -29,7 +29,7 @@ DRAFTS = frozenset({"quantize", "learn-rounding"})
 """Passes whose result is not the device's program where one of `MENDING` follows."""
 
 ARITHMETIC = frozenset({"integer-arithmetic", "tflite-arithmetic", "round-floats"})
-"""Passes that compute a quantized program as the device does: they round again."""
+"""Passes that compute a quantized program as the device does: they round anew."""
 
 ASKED = 4
 """Recorded calls that the original is asked again here: one tells other weights already."""
@@ -88,7 +88,7 @@ class Validator:
         original = self._original(new[0])
         bar = self.policy.noise(self.reference.floor) if item.exact else self.policy.loss()
         faults = bar.faults(step if item.exact else original)
-        faults += self._worse(item, old[0][: len(new[0])], original, step)
+        faults += self._worse(item, old[0][: len(new[0])], original, step, after.steps[-1].changes)
         if faults and (item.exact or item.optional):
             raise ParityError(
                 f"{item.name} changed the answer:\n  " + "\n  ".join(faults),
@@ -109,6 +109,7 @@ class Validator:
         before: Sequence[Tensors],
         original: Sequence[Difference],
         step: Sequence[Difference],
+        changes: int,
     ) -> tuple[str, ...]:
         """Say so where a pass after quantization costs more than such a pass can."""
         coded = any(row.stage == "quantize" for row in self.rows)
@@ -118,7 +119,13 @@ class Validator:
         if item.name in MENDING:
             worse = self.policy.kept(so_far, floor).faults(original)
             return tuple(f"worse than before it: {f}" for f in worse)
-        bar = self.policy.lowering(so_far, floor, floats=True)
+        from npuc.passes.round_floats import RoundFloats
+
+        share = 0.0
+        if isinstance(item, RoundFloats):
+            # Each rounding moves a value by up to half a last place of its own, evenly spread.
+            share = changes * 2.0 ** (-2 * (item.format.mantissa + 1)) / 3
+        bar = self.policy.arithmetic(so_far, floor, share)
         return tuple(f"its own step: {f}" for f in bar.faults(step))
 
     def settle(self, program: Program) -> None:
