@@ -47,6 +47,11 @@ values carry the result (a mean over an image) they hang together, for another f
 same holds for one tensor's codes, of which an observer of percentiles cuts a few off."""
 
 
+SHIFTED = 2.0
+"""The power of a product's mean error: 1 where codes are not corrected, less where they are, and 4
+where a correction goes the wrong way. The middle, on a scale of powers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bar:
     """Limits for the difference of two answers; `text` is what a table shows, `reason` its why.
@@ -166,6 +171,16 @@ class Policy:
             f"{sqnr(c.signal, c.found):.1f} dB where {sqnr(c.signal, usual):.1f} dB is due, "
             f"{c.found / usual:.3g} > {EXCESS:g} times the error"
             for c, usual in bad
+        )
+
+    def shifts(self, costs: "Iterable[Cost]") -> tuple[str, ...]:
+        """Say so where products' answers are shifted more than codes without a correction do."""
+        ratios = [c.shift / c.due for c in costs if c.due > 0]
+        if not ratios or not (found := float(np.median(ratios))) > SHIFTED:
+            return ()
+        return (
+            f"products' answers are shifted by {found**0.5:.2g} times what their codes do by "
+            f"themselves, in the median of {len(ratios)} (at most {SHIFTED**0.5:.2g} is allowed)",
         )
 
     def lowering(

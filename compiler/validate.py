@@ -1,6 +1,6 @@
 """Check every step against the one before and against the original, on real inputs."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -88,7 +88,7 @@ class Validator:
         original = self._original(new[0])
         bar = self.policy.noise(self.reference.floor) if item.exact else self.policy.loss()
         faults = bar.faults(step if item.exact else original)
-        faults += self._worse(item, old[0][: len(new[0])], original, step, after.steps[-1].changes)
+        faults += self._rounds(item, old[0][: len(new[0])], original, step, after.steps[-1].changes)
         if faults and (item.exact or item.optional):
             raise ParityError(
                 f"{item.name} changed the answer:\n  " + "\n  ".join(faults),
@@ -103,7 +103,7 @@ class Validator:
             )
         )  # fmt: skip
 
-    def _worse(
+    def _rounds(
         self,
         item: Pass,
         before: Sequence[Tensors],
@@ -111,14 +111,11 @@ class Validator:
         step: Sequence[Difference],
         changes: int,
     ) -> tuple[str, ...]:
-        """Say so where a pass after quantization costs more than such a pass can."""
+        """Say so where a device's arithmetic costs more than rounding as it does can."""
         coded = any(row.stage == "quantize" for row in self.rows)
-        if not coded or item.name not in MENDING | ARITHMETIC:
+        if not coded or item.name not in ARITHMETIC:
             return ()
         so_far, floor = self._original(before), self.reference.floor
-        if item.name in MENDING:
-            worse = self.policy.kept(so_far, floor).faults(original)
-            return tuple(f"worse than before it: {f}" for f in worse)
         from npuc.passes.round_floats import RoundFloats
 
         share = 0.0
@@ -151,7 +148,12 @@ class Validator:
         self.progress.stage("check codes")
         found = expected.costs(program, quantized, calls, scheme)
         faults = (*expected.misread(quantized), *self.policy.coding(found))
-        index = max((i for i, r in enumerate(self.rows) if r.stage == "quantize"), default=-1)
+        self._blame({"quantize"}, faults)
+        self._blame(MENDING | {"quantize"}, self.policy.shifts(found))
+
+    def _blame(self, stages: Set[str], faults: Sequence[str]) -> None:
+        """Add faults to the last row of some stages."""
+        index = max((i for i, row in enumerate(self.rows) if row.stage in stages), default=-1)
         if not faults or index < 0:
             return
         row = self.rows[index]

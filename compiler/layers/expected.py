@@ -28,8 +28,12 @@ CALLS = 8
 
 
 READ, WRITE = "DequantizeLinear", "QuantizeLinear"
-Row = tuple[ir.Node, str, tuple[int, int], tuple[int, int]]
-"""An operator, its tensor, and where the sums of what was found and of what was expected are."""
+Row = tuple[ir.Node, str, tuple[int, int], tuple[int, int], tuple[int, int] | None]
+"""An operator, its tensor, and where the sums of what was found and of what was expected are; and
+those of the mean errors of a product."""
+
+_CHANNELS = {"Conv": 1, "ConvTranspose": 1, "Gemm": -1, "MatMul": -1}
+"""Products, and the axis of their result along which each entry has a bias of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,8 @@ class Cost:
 
     Of an operator on the float program's tensors; `op` is "" for a tensor's codes, and `node` then
     is what writes them. Sums over all calls, in the square of the tensor's unit; `signal` is
-    the tensor's own.
+    the tensor's own. `shift` and `due` are the same of the mean error of each of a product's
+    channels, 0 for others.
     """
 
     tensor: str
@@ -47,6 +52,8 @@ class Cost:
     found: float
     expected: float
     signal: float
+    shift: float = 0.0
+    due: float = 0.0
 
 
 def costs(
@@ -74,7 +81,9 @@ def costs(
             ideal = bench.clone(site.node, list(_coded(bench, site, ranges, scheme)))[index]
             if name in bench.outputs and scheme.whole:
                 ideal = _rounded(bench, ideal, value, ranges, scheme)
-            rows.append((site.node, name, bench.noise(name, alone), bench.noise(name, ideal)))
+            means = _means(bench, site, value, alone, ideal)
+            places = bench.noise(name, alone), bench.noise(name, ideal)
+            rows.append((site.node, name, *places, means))
     rows += _codings(bench, attached, ranges, scheme)
     if not rows:
         return ()
@@ -82,10 +91,27 @@ def costs(
     return tuple(
         Cost(
             name, label(node), "" if node.op_type == WRITE else node.op_type,
-            float(sums[found[1]]), float(sums[ideal[1]]), float(sums[found[0]]),
+            *(float(sums[at]) for at in (found[1], ideal[1], found[0], *(means or ()))),
         )
-        for node, name, found, ideal in rows
+        for node, name, found, ideal, means in rows
     )  # fmt: skip
+
+
+def _means(
+    bench: SideBySide, site: Site, value: ir.Value, alone: ir.Value, ideal: ir.Value
+) -> tuple[int, int] | None:
+    """Sum the squares of the summed errors of a product's channels, call by call."""
+    axis = _CHANNELS.get(site.node.op_type)
+    if axis is None or not site.weights or value.shape is None:
+        return None
+    rank = len(value.shape)
+    axes = bench.constant(np.array([i for i in range(rank) if i != axis % rank], np.int64))
+
+    def summed(other: ir.Value) -> int:
+        gap = bench.op("Sub", other, value)
+        return bench.squares(bench.op("ReduceSum", gap, axes, keepdims=0))
+
+    return summed(alone), summed(ideal)
 
 
 def misread(quantized: Program) -> tuple[str, ...]:
@@ -122,7 +148,8 @@ def _codings(
         if ideal is not value:
             coded = bench.op(WRITE, value, *coding.parameters)
             real = bench.op(READ, coded, *coding.parameters)
-            rows.append((coding.node, name, bench.noise(name, real), bench.noise(name, ideal)))
+            places = bench.noise(name, real), bench.noise(name, ideal)
+            rows.append((coding.node, name, *places, None))
     return rows
 
 
@@ -177,8 +204,8 @@ def _rounded(
         affine = codes.activation(low - SPAN if name in bench.scores else low, high, scheme)
     else:
         return value
-    scale = bench._constant(np.asarray(affine.scale))
-    zero = bench._constant(np.asarray(affine.zero, affine.dtype))
+    scale = bench.constant(np.asarray(affine.scale))
+    zero = bench.constant(np.asarray(affine.zero, affine.dtype))
     return bench.op("DequantizeLinear", bench.op("QuantizeLinear", value, scale, zero), scale, zero)
 
 
@@ -189,4 +216,4 @@ def _weight(bench: SideBySide, value: ir.Value, site: Site, scheme: IntScheme) -
     coded = codes.weight_codes(array, scales, site.axis, scheme).astype(np.float32)
     shape = [-1 if axis == site.axis else 1 for axis in range(array.ndim)]
     shaped = scales if site.axis is None else scales.reshape(shape)
-    return bench._constant(((coded - codes.weight_zero(scheme)) * shaped).astype(np.float32))
+    return bench.constant(((coded - codes.weight_zero(scheme)) * shaped).astype(np.float32))

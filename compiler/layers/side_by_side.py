@@ -77,8 +77,8 @@ class SideBySide:
         self._names = Names(self.model)
         self._copies: dict[ir.Value, ir.Value] = {}
         self._seen: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
-        self._zero = self._constant(np.float32(0))
-        self._one = self._constant(np.array([1], np.int64))
+        self._zero = self.constant(np.float32(0))
+        self._one = self.constant(np.array([1], np.int64))
         self._results: dict[str, list[ir.Value]] = {name: [] for name in _TYPES}
 
     def attach(self, program: Program) -> Attached:
@@ -156,7 +156,7 @@ class SideBySide:
         """
         shown, signal = self._shown(name)
         gap = self.op("Sub", other, self.reference[name])
-        return self._squares(signal), self._squares(self.op("Where", shown, gap, self._zero))
+        return self.squares(signal), self.squares(self.op("Where", shown, gap, self._zero))
 
     def edges(self, name: str) -> int:
         """Watch the least and greatest of a tensor, of what is not hidden; returns their place."""
@@ -168,8 +168,8 @@ class SideBySide:
     def outside(self, name: str, low: float, high: float) -> tuple[int, int]:
         """Count the values below `low` or above `high`, and all; returns the places of both."""
         value = self._shown(name)[1]
-        below = self.op("Less", value, self._constant(np.float32(low)))
-        above = self.op("Greater", value, self._constant(np.float32(high)))
+        below = self.op("Less", value, self.constant(np.float32(low)))
+        above = self.op("Greater", value, self.constant(np.float32(high)))
         odd = self.op("Cast", self.op("Or", below, above), to=int(ir.DataType.DOUBLE))
         count = self.op("Cast", self.op("Size", value), to=int(ir.DataType.DOUBLE))
         return self._sum(self.op("ReduceSum", odd, keepdims=0)), self._sum(count)
@@ -234,12 +234,13 @@ class SideBySide:
             # x - x is 0 for every number, and NaN for Inf and NaN.
             shown = self.op("Equal", self.op("Sub", value, value), self._zero)
             if name in self.scores:
-                heard = self.op("Greater", value, self._constant(np.float32(MASK)))
+                heard = self.op("Greater", value, self.constant(np.float32(MASK)))
                 shown = self.op("And", shown, heard)
             self._seen[value] = shown, self.op("Where", shown, value, self._zero)
         return self._seen[value]
 
-    def _squares(self, value: ir.Value) -> int:
+    def squares(self, value: ir.Value) -> int:
+        """Sum the squares of a tensor; returns their place."""
         wide = self.op("Cast", value, to=int(ir.DataType.DOUBLE))
         return self._sum(self.op("ReduceSumSquare", wide, keepdims=0))
 
@@ -250,7 +251,8 @@ class SideBySide:
     def _flat(self, value: ir.Value) -> ir.Value:
         return self.op("Reshape", value, self._one)
 
-    def _constant(self, array: Any) -> ir.Value:
+    def constant(self, array: Any) -> ir.Value:
+        """Add an array to the graph."""
         return initializer(self.graph, self._names.new("npuc_constant"), np.asarray(array))
 
     def _own(self, value: ir.Value) -> ir.Value:
