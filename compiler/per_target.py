@@ -42,8 +42,8 @@ HELD_OUT = 16
 STORED = 16
 """Calls an artifact carries, to be checked on again: it should not grow with the test set."""
 
-CODED = 8
-"""Calls that each operator's codes are held to what they should cost on."""
+CODED = 64
+"""Calls of calibration whose ranges the codes are held to: all that are recorded."""
 
 Looked = bool | Literal["failed"]
 """Whether layers are measured: of every program, of none, or of those that do not pass."""
@@ -156,8 +156,7 @@ def _finish(
     program = run(program, traced(numerics, shown), profile, watch)
     validator.settle(program)
     if isinstance(quantizer, Quantizer):
-        calls = _parts(validator.reference.samples[:CODED], at.program, validator.exported)
-        validator.coded(at.program, quantized, calls[:CODED], quantizer.scheme)
+        validator.coded(at.program, quantized, at.calls[:CODED], quantizer.scheme)
 
     shown.stage(f"lower for {target.name}")
     options = replace(job.lowering, precision=precision, handover=handover)

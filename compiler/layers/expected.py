@@ -24,7 +24,7 @@ from npuc.profile import IntScheme
 from npuc.program import Program, Tensors
 
 CALLS = 8
-"""Calls that are looked at, for ranges and for noise: as many as every pass is checked on."""
+"""Calls that noise is measured on: as many as every pass is checked on."""
 
 
 READ, WRITE = "DequantizeLinear", "QuantizeLinear"
@@ -61,10 +61,13 @@ def costs(
 ) -> tuple[Cost, ...]:
     """Measure every operator that has codes in `quantized` and a plan in the float program.
 
+    `calls` are those of calibration: what others hold beyond its ranges is clipped, which is no
+    defect of the codes. Ranges are measured on all of them, noise on the first few.
+
     Raises `ParityError` without calls, or where ONNX Runtime fails.
     """
-    calls = calls[:CALLS]
     ranges = _ranges(program, calls, scheme)
+    calls = calls[:CALLS]
     bench = SideBySide(program)
     planned, _ = sites(bench.model, scheme, ())
     attached = bench.attach(quantized)
@@ -141,7 +144,7 @@ def _codings(
     scheme: IntScheme,
 ) -> list[Row]:
     """Measure what each tensor's codes lose."""
-    rows = []
+    rows: list[Row] = []
     for name, coding in find(bench, attached).items():
         value = bench.reference[name]
         ideal = _rounded(bench, value, value, ranges, scheme)
