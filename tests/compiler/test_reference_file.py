@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import npuc
 import npuc.trust
-from npuc import inner, pipeline, record, stored, summary
+from npuc import floors, inner, pipeline, record, stored, summary
 from npuc.answers import Reference
 from npuc.cli import main
 from npuc.errors import ExportError, LoadError, ParityError, UsageError
@@ -362,3 +362,8 @@ def test_an_example_cut_from_a_data_set_does_not_take_it_along(tmp_path: Path) -
     everything = torch.randn(50_000, 8)
     npuc.save(nn.Linear(8, 2).eval(), everything[:1], tmp_path / "model.pt")
     assert (tmp_path / "model.pt").stat().st_size < 100_000 < everything.nbytes
+
+
+def test_answers_of_other_lengths_have_no_distance() -> None:
+    kept, fewer = {"kept": np.array([[0, 0, 7]])}, {"kept": np.zeros((0, 3), np.int64)}
+    assert floors.distance([kept], [fewer])["kept"] == floors.Floor(0.0, 0.0, 7.0)
