@@ -136,8 +136,9 @@ def _lower(name: str, call: Mapping[str, Any], kind: str = "lowering") -> Lower:
 
 def _bare(target: Any) -> Any:
     """Return a target without its vendor's tool, where it has one."""
-    has = is_dataclass(target) and hasattr(target, "tool")
-    return replace(target, tool=_NoKit()) if has else target
+    if is_dataclass(target) and not isinstance(target, type) and hasattr(target, "tool"):
+        return replace(target, tool=_NoKit())
+    return target
 
 
 @dataclass(frozen=True)

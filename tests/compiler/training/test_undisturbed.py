@@ -88,7 +88,7 @@ def test_random_states_are_restored_after_a_failure() -> None:
         random.getstate(),
     )
     with pytest.raises(ZeroDivisionError), undisturbed():
-        torch.rand(1), np.random.rand(), random.random()
+        _ = torch.rand(1), np.random.rand(), random.random()
         raise ZeroDivisionError
     assert torch.equal(drawn, torch.get_rng_state()) and own == random.getstate()
     assert repr(numbers) == repr(np.random.get_state(legacy=False))
