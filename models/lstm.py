@@ -1,4 +1,4 @@
-"""A bidirectional LSTM that reads an image row by row, as a recogniser of speech reads frames."""
+"""LSTMs: one reads an image row by row, one reads frames of speech."""
 
 from torch import Tensor, nn
 
@@ -23,3 +23,22 @@ class RowLSTM(nn.Module):
 def digits_lstm() -> RowLSTM:
     """Return the network for the 8 rows of 8 pixels of a digit."""
     return RowLSTM(8, 48, 10)
+
+
+class FrameLSTM(nn.Module):
+    """Frames (N, steps, features) → logits of characters per frame (N, steps, characters)."""
+
+    def __init__(self, features: int, hidden: int, depth: int, characters: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(features, hidden, depth, batch_first=True)
+        self.head = nn.Linear(hidden, characters)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        steps, _ = self.lstm(frames)
+        logits: Tensor = self.head(steps)
+        return logits
+
+
+def speech_lstm() -> FrameLSTM:
+    """Return two layers of 512 over frames of 80 mel bands, as for recognition by CTC."""
+    return FrameLSTM(80, 512, 2, 32)

@@ -1,4 +1,4 @@
-"""Segmentation: Ronneberger et al. 2015, "U-Net", two levels deep."""
+"""Segmentation: Ronneberger et al. 2015, "U-Net", two and four levels deep."""
 
 import torch
 from torch import Tensor, nn
@@ -46,3 +46,37 @@ class UNet(nn.Module):
 def digits_unet() -> UNet:
     """Return the small network for 32x32 scenes: background, digit, bar."""
     return UNet(1, 14, 3)
+
+
+class DeepUNet(nn.Module):
+    """Image (N, 3, H, W), H and W multiples of 16 → logits per pixel (N, 1, H, W).
+
+    Four levels, each way up a transposed convolution, as Buda et al. 2019 published it for slices
+    of 256x256.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        widths = [width << level for level in range(5)]
+        self.down = nn.ModuleList(map(_pair, [3, *widths[:3]], widths[:4]))
+        self.bottom = _pair(widths[3], widths[4])
+        self.pool = nn.MaxPool2d(2)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(2 * w, w, 2, 2) for w in widths[3::-1])
+        self.join = nn.ModuleList(_pair(2 * w, w) for w in widths[3::-1])
+        self.head = nn.Conv2d(width, 1, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x, skips = image, []
+        for down in self.down:
+            skips.append(down(x))
+            x = self.pool(skips[-1])
+        x = self.bottom(x)
+        for up, join in zip(self.up, self.join, strict=True):
+            x = join(torch.cat([up(x), skips.pop()], dim=1))
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def unet() -> DeepUNet:
+    """Return the network of width 32 for 256x256 images: 7.76 million parameters."""
+    return DeepUNet(32)

@@ -72,6 +72,7 @@ class ZooModel:
 
 _IMAGE = ("image",)
 _TEXT = ("input_ids", "attention_mask")
+_CACHED = ("input_ids", *(f"{kind}{layer}" for layer in range(4) for kind in ("key", "value")))
 
 # name, title, task, inputs
 _TRAINED = (
@@ -90,8 +91,13 @@ _FULL_SIZE = (
     ("resnet18", "ResNet-18, random weights", "classification", _IMAGE),
     ("resnet50", "ResNet-50, random weights", "classification", _IMAGE),
     ("mobilenet-v2", "MobileNetV2, random weights", "classification", _IMAGE),
+    ("efficientnet-b0", "EfficientNet-B0, random weights", "classification", _IMAGE),
+    ("unet", "U-Net of four levels, random weights", "segmentation", _IMAGE),
     ("bert-base", "BERT-base, random weights", "language", _TEXT),
     ("vit-base", "ViT-B/16, random weights", "classification", _IMAGE),
+    ("llama", "Llama-like decoder, 128 tokens, random weights", "language", ("input_ids",)),
+    ("llama-decode", "The same, one token after 128, random weights", "language", _CACHED),
+    ("lstm", "LSTM over frames of speech, random weights", "classification", ("frames",)),
 )
 
 _TIME = {"digits-lstm": 1}

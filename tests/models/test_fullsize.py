@@ -7,13 +7,21 @@ from npuc import models
 from npuc.models import fullsize
 
 # Parameters in units: torchvision's resnet18, resnet50, mobilenet_v2 and vit_b_16, and the
-# published bert-base-uncased with its pooler.
+# published bert-base-uncased with its pooler; efficientnet_b0; a U-Net of width 32 with one class.
+# Of the decoder: two tables of words, and four layers of attention, gated products and norms.
+_DECODER = 2 * 32000 * 768 + 4 * (2 * 768**2 + 2 * 768 * 256 + 3 * 768 * 2048 + 2 * 768) + 768
 COUNTS = {
     "resnet18": 11_689_512,
     "resnet50": 25_557_032,
     "mobilenet-v2": 3_504_872,
     "bert-base": 109_482_240,
     "vit-base": 86_567_656,
+    "efficientnet-b0": 5_288_548,
+    "unet": 7_763_041,
+    "llama": _DECODER,
+    "llama-decode": _DECODER,
+    # Four gates, each with a weight per input and per own output, and two offsets.
+    "lstm": 4 * 512 * (80 + 512 + 2) + 4 * 512 * (512 + 512 + 2) + 513 * 32,
 }
 
 
