@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from npuc.targets.tvm.direct import Direct, Finish
+from npuc.targets.tvm.dots import FLOAT, PLAIN
 from npuc.targets.tvm.emit import Kernel, cast, constant, pieces
 from npuc.targets.tvm.staging import Geometry
 
@@ -39,7 +40,7 @@ class Batched:
             at_b = k.let(_index(unit, batch, self.right) * (self.depth * self.columns))
             at_y = k.let(unit * (self.rows * self.columns))
             packed = self._pack(b, at_b)
-            dot, zero = (0, 0) if self.zeros is None else (1, self.zeros[0])
+            dot, zero = (FLOAT, 0) if self.zeros is None else (PLAIN, self.zeros[0])
             inner = Direct(_Serial(k), g, self.finish, dot, zero=zero, heavy=self.heavy)
             inner.sweep(a, packed, None, y, at_a, at_y)
 

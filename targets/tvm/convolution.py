@@ -7,7 +7,8 @@ import numpy as np
 
 from npuc.targets.tvm import weights as w
 from npuc.targets.tvm.depthwise import Depthwise
-from npuc.targets.tvm.direct import Direct, Finish, pack
+from npuc.targets.tvm.direct import Direct, Finish
+from npuc.targets.tvm.dots import FLOAT, choose
 from npuc.targets.tvm.graph import Array, dtype_of, operator, shape_of
 from npuc.targets.tvm.integer import Integer
 from npuc.targets.tvm.plan import Plan
@@ -102,22 +103,24 @@ def _pair(values: Any) -> tuple[int, int]:
 
 
 def _direct(p: Plan, g: Geometry, found: _Weights) -> bool:
-    dot = 0
+    dot = FLOAT
     if found.integer is not None:
-        per_group = g.channels // g.groups
-        narrow = found.array.dtype == np.int8
-        dot = 4 if narrow and p.level.vnni and (g.groups == 1 or per_group % 4 == 0) else 1
-        g = replace(g, round_channels=dot, fill=found.integer.activation.zero)
+        dot = choose(
+            p.level,
+            signed=found.integer.signed,
+            narrow=found.array.dtype == np.int8,
+            multiple=0 if g.groups == 1 else g.channels // g.groups,
+        )
+        g = replace(g, round_channels=dot.adds, fill=found.integer.activation.zero)
     array = _by_input(found.array, g)
     x = p.input(_input(p, found))
-    packed = p.weights(pack(array, p.level.lanes, max(dot, 1)))
+    packed = p.weights(dot.pack(array, p.level.lanes))
     finish: Finish = p.finish
-    start, signed = None, False
+    start = None
     if found.integer is not None:
-        signed = found.integer.signed
-        start, finish = found.integer.prepare(p, array, p.level.lanes, shifted=dot == 4)
+        start, finish = found.integer.prepare(p, array, p.level.lanes, shift=dot.shift)
     y = p.output()
-    Direct(p.kernel, g, finish, dot, signed, heavy=p.heavy).write(x, packed, start, y)
+    Direct(p.kernel, g, finish, dot, heavy=p.heavy).write(x, packed, start, y)
     kind = "" if found.integer is None else "_int8"
     return p.done(f"conv{g.kernel[0]}x{g.kernel[1]}{kind}")
 
@@ -140,7 +143,7 @@ def _depthwise(p: Plan, g: Geometry, found: _Weights) -> bool:
     finish: Finish = p.finish
     start = None
     if found.integer is not None:
-        start, finish = found.integer.prepare(p, taps[None], 1, shifted=False)
+        start, finish = found.integer.prepare(p, taps[None], 1)
     y = p.output()
     Depthwise(p.kernel, g, finish, found.integer is not None, p.heavy).write(x, packed, start, y)
     return p.done(f"depthwise{g.kernel[0]}x{g.kernel[1]}" + ("_int8" if found.integer else ""))

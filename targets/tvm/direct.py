@@ -15,13 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from npuc.targets.tvm.cpu_level import Level
-from npuc.targets.tvm.emit import Kernel, cast, constant, dtype_of, fma, pieces, ramp, widen
+from npuc.targets.tvm.dots import FLOAT, Dot
+from npuc.targets.tvm.emit import Kernel, pieces
 from npuc.targets.tvm.staging import Geometry, stage
-
-Array = np.ndarray[Any, Any]
 
 Finish = Callable[[Any, int, Any, Any], Any]
 """(accumulated values, lanes, first channel, flat output index) → what is stored."""
@@ -46,31 +43,14 @@ def tile_for(pixels: int, vectors: int, level: Level) -> Tile:
     return Tile(-(-pixels // -(-pixels // most)), wide)
 
 
-def pack(weights: Array, lanes: int, dot: int = 1) -> Array:
-    """Order weights [G, K, N] as the kernel reads them: [G, N / lanes, K / dot, lanes, dot].
-
-    N is padded with zeros to whole vectors; K must be a multiple of `dot`.
-    """
-    groups, depth, columns = weights.shape
-    padded = np.zeros((groups, depth, -(-columns // lanes) * lanes), weights.dtype)
-    padded[:, :, :columns] = weights
-    cut = padded.reshape(groups, depth // dot, dot, -1, lanes)
-    return np.ascontiguousarray(cut.transpose(0, 3, 1, 4, 2))
-
-
 @dataclass(frozen=True)
 class Direct:
-    """Writes the kernel for one geometry.
-
-    `dot` is how many int8 products one instruction adds: 0 for float32 arithmetic, 1 or 4.
-    `signed` says that int8 inputs are signed, which 4-way products want shifted by 128.
-    """
+    """Writes the kernel for one geometry; `dot` is the instruction that multiplies and adds."""
 
     k: Kernel
     g: Geometry
     finish: Finish
-    dot: int = 0
-    signed: bool = False
+    dot: Dot = FLOAT
     zero: int = 0
     """Taken off every input value; for weights known at compile time, `start` does it instead."""
     heavy: bool = False
@@ -145,7 +125,7 @@ class _Job:
         lanes = k.level.lanes
         base = self.x_base + at.group * (g.channels // g.groups)
         sources = [k.let(base + g.source(line, column + m)) for m in range(rows)]
-        kind = "int32" if d.dot else "float32"
+        kind = d.dot.sums
         total = [k.registers(at.vectors, kind) for _ in range(rows)]
         for v in range(at.vectors):
             channel = (at.group * self.vectors + at.first + v) * lanes
@@ -183,13 +163,13 @@ class _Job:
     def _begin(self, channel: Any) -> Any:
         k = self.d.k
         if self.start is None:
-            return constant(0, "int32" if self.d.dot else "float32", k.level.lanes)
+            return self.d.dot.begin(k.level.lanes)
         return k.let(k.load(self.start, channel, k.level.lanes))
 
     def _accumulate(self, total: list[list[Any]], sources: list[Any], at: "_Block") -> None:
         """Run over every input value under the filter."""
         d, g, k = self.d, self.d.g, self.d.k
-        dot = max(d.dot, 1)
+        dot = d.dot.adds
         high, wide = g.kernel
         per_pixel = g.pixel // g.groups
         merged = g.dilation[1] == 1 and g.groups == 1
@@ -217,50 +197,15 @@ class _Job:
     def _step(
         self, total: list[list[Any]], sources: list[Any], streams: list[Any], x: Any, w: Any
     ) -> None:
-        """Multiply one input value (or 4 of int8) of each pixel by its weights."""
-        d, k = self.d, self.d.k
-        lanes, dot = k.level.lanes, max(d.dot, 1)
-        weights = [k.let(self._weights(stream + w * (lanes * dot))) for stream in streams]
+        """Multiply one step's input values of each pixel by their weights."""
+        d, k, dot = self.d, self.d.k, self.d.dot
+        stride = k.level.lanes * dot.adds
+        weights = [k.let(dot.weights(k, self.weights, stream + w * stride)) for stream in streams]
         for row, source in zip(total, sources, strict=True):
-            value = k.let(self._value(source + x))
+            value = k.let(dot.value(k, self.x, source + x, d.zero))
             for register, weight in zip(row, weights, strict=True):
-                old = k.load(register, 0, lanes)
-                k.store(register, self._multiply_add(value, weight, old), 0)
-
-    def _weights(self, index: Any) -> Any:
-        d, k = self.d, self.d.k
-        loaded = k.load(self.weights, index, k.level.lanes * max(d.dot, 1))
-        return (
-            cast(loaded, "int32") if d.dot == 1 and dtype_of(self.weights) != np.int32 else loaded
-        )
-
-    def _value(self, index: Any) -> Any:
-        """Read one pixel's next value, the same in every lane."""
-        from tvm import tirx as t
-
-        d, k = self.d, self.d.k
-        lanes = k.level.lanes
-        if d.dot == 0:
-            return widen(k.load(self.x, index), lanes)
-        if d.dot == 1:
-            value = cast(k.load(self.x, index), "int32")
-            return widen(value - constant(d.zero, "int32") if d.zero else value, lanes)
-        four = t.reinterpret("int32", t.BufferLoad(self.x, [ramp(index, 4)]))
-        if d.signed:
-            # Flipping the top bit of each byte adds 128: vpdpbusd takes unsigned bytes.
-            four = four ^ t.const(-0x7F7F7F80, "int32")
-        return t.reinterpret(f"uint8x{4 * lanes}", widen(four, lanes))
-
-    def _multiply_add(self, value: Any, weight: Any, total: Any) -> Any:
-        from tvm import tirx as t
-
-        if self.d.dot == 0:
-            return fma(value, weight, total)
-        if self.d.dot == 1:
-            return total + value * weight
-        return t.call_llvm_pure_intrin(
-            "int32x16", "llvm.x86.avx512.vpdpbusd.512", total, value, weight
-        )
+                old = k.load(register, 0, k.level.lanes)
+                k.store(register, dot.multiply_add(value, weight, old), 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,14 +32,14 @@ class Integer:
         """Whether the input's codes are int8 rather than uint8."""
         return dtype_of(self.activation.tensor) == "int8"
 
-    def prepare(self, p: Plan, array: Array, lanes: int, *, shifted: bool) -> tuple[Any, Finish]:
+    def prepare(self, p: Plan, array: Array, lanes: int, *, shift: int = 0) -> tuple[Any, Finish]:
         """Declare start values and scales; return the start's memory and how results end.
 
-        `array` holds the codes as [groups, depth, columns]. With `shifted`, signed inputs are
-        read with 128 added, so that much is taken off like a zero point.
+        `array` holds the codes as [groups, depth, columns]. Inputs are read with `shift`
+        added (`dots.Dot`), so that much is taken off like a zero point.
         """
         groups, _, columns = array.shape
-        zero = self.activation.zero + (128 if shifted and self.signed else 0)
+        zero = self.activation.zero + shift
         sums = array.astype(np.int64).sum(axis=1)
         begin = self._bias(p, groups * columns).reshape(groups, columns) - zero * sums
         room = np.zeros((groups, -(-columns // lanes) * lanes), np.int64)

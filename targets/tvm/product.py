@@ -6,7 +6,8 @@ import numpy as np
 
 from npuc.targets.tvm import weights as w
 from npuc.targets.tvm.batched import Batched
-from npuc.targets.tvm.direct import Direct, pack
+from npuc.targets.tvm.direct import Direct
+from npuc.targets.tvm.dots import FLOAT, choose
 from npuc.targets.tvm.graph import Array, dtype_of, shape_of
 from npuc.targets.tvm.integer import Integer
 from npuc.targets.tvm.plan import Plan
@@ -38,7 +39,7 @@ def _float(p: Plan) -> bool:
     if array is None:
         return False
     x = p.input(p.anchor.args[0])
-    packed = p.weights(pack(array[None], p.level.lanes))
+    packed = p.weights(FLOAT.pack(array[None], p.level.lanes))
     y = p.output()
     Direct(p.kernel, _geometry(p), p.finish, heavy=p.heavy).write(x, packed, None, y)
     return p.done("matmul")
@@ -63,15 +64,15 @@ def _codes(p: Plan) -> bool:
 
 
 def _packed(p: Plan, integer: Integer, codes: Array) -> bool:
-    dot = 4 if p.level.vnni and codes.dtype == np.int8 else 1
-    g = _geometry(p, round_channels=dot, fill=integer.activation.zero)
+    dot = choose(p.level, signed=integer.signed, narrow=codes.dtype == np.int8)
+    g = _geometry(p, round_channels=dot.adds, fill=integer.activation.zero)
     array = np.zeros((1, g.pixel, g.channels_out), codes.dtype)
     array[0, : g.channels] = codes
     x = p.input(integer.activation.tensor)
-    packed = p.weights(pack(array, p.level.lanes, dot))
-    start, finish = integer.prepare(p, array, p.level.lanes, shifted=dot == 4)
+    packed = p.weights(dot.pack(array, p.level.lanes))
+    start, finish = integer.prepare(p, array, p.level.lanes, shift=dot.shift)
     y = p.output()
-    Direct(p.kernel, g, finish, dot, integer.signed, heavy=p.heavy).write(x, packed, start, y)
+    Direct(p.kernel, g, finish, dot, heavy=p.heavy).write(x, packed, start, y)
     return p.done("matmul_int8")
 
 
