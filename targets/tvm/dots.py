@@ -1,7 +1,7 @@
 """The multiply-add at the centre of every product: which instruction, and how it wants its data.
 
-A lane of one instruction adds `adds` products to its sum. Weights are packed so that a lane's
-`adds` values are neighbours; as many inputs are broadcast to every lane.
+A lane adds `adds` products to its sum at a time. Weights are packed so that a lane's `adds` values
+are neighbours; as many inputs are broadcast to every lane.
 
 Integer sums are exact: the instructions here neither saturate nor round. x86's `vpmaddubsw`, which
 saturates pairs of products at 16 bits, is not among them.
@@ -18,13 +18,18 @@ from npuc.targets.tvm.emit import Kernel, cast, constant, dtype_of, fma, ramp, t
 Array = np.ndarray[Any, Any]
 
 
+_PAIRS = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
+"""float32 lanes → `vpmaddwd`: int32 sums of two int16 products each, exact but for -2¹⁵ four times,
+which 8-bit codes are not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dot:
     """One way to multiply and add.
 
     `instruction` is an LLVM intrinsic, or "" for plain arithmetic. `sums` is the accumulators'
-    type. `inputs` is the type that the instruction takes broadcast inputs for. `shift` is added to
-    every input value as it is read: start values take `shift`·Σ w off, as they do a zero point.
+    type. `inputs` is the type that a broadcast input is read as. `shift` is added to every input
+    value as it is read: start values take `shift`·Σ w off, as they do a zero point.
     """
 
     adds: int
@@ -84,9 +89,35 @@ class Dot:
         if self.adds == 1:
             return total + value * weight
         kind = total.ty.dtype
-        if self.adds == 2:
-            return total + t.call_llvm_pure_intrin(kind, self.instruction, value, weight)
-        return t.call_llvm_pure_intrin(kind, self.instruction, total, value, weight)
+        if not self._in_pairs:
+            return t.call_llvm_pure_intrin(kind, self.instruction, total, value, weight)
+        for a, b in zip(_int16(value), _int16(weight), strict=True):
+            total = total + t.call_llvm_pure_intrin(kind, self.instruction, a, b)
+        return total
+
+    @property
+    def _in_pairs(self) -> bool:
+        return self.instruction in _PAIRS.values()
+
+
+def _int16(value: Any) -> tuple[Any, ...]:
+    """Return the even and the odd bytes of a vector as int16; a vector of int16 as it is.
+
+    Both by shifts inside 16-bit lanes: nothing crosses lanes, so the order of products changes,
+    alike for inputs and weights, and no shuffle is needed.
+    """
+    t = tirx()
+
+    kind, _, count = str(value.ty.dtype).partition("x")
+    if kind == "int16":
+        return (value,)
+    lanes = int(count) // 2
+    if kind == "uint8":
+        whole = t.reinterpret(f"uint16x{lanes}", value)
+        halves = (whole & constant(0xFF, "uint16", lanes), whole >> constant(8, "uint16", lanes))
+        return tuple(t.reinterpret(f"int16x{lanes}", half) for half in halves)
+    whole, eight = t.reinterpret(f"int16x{lanes}", value), constant(8, "int16", lanes)
+    return (whole << eight) >> eight, whole >> eight
 
 
 FLOAT = Dot(1, "float32", "float32")
@@ -100,9 +131,37 @@ def choose(level: Level, *, signed: bool, narrow: bool, multiple: int = 0) -> Do
     """Return the widest exact integer multiply-add for codes of one input.
 
     `signed` says that the input's codes are int8 rather than uint8, `narrow` that the weights fit
-    int8. `multiple` is the run of input values that lie next to each other and cannot be padded;
-    0 where padding is possible.
+    int8; otherwise they fit int16. `multiple` is the run of input values that lie next to each
+    other and cannot be padded; 0 where padding is possible.
     """
-    if level.vnni and narrow and multiple % 4 == 0:
-        return Dot(4, "int32", "uint8", "llvm.x86.avx512.vpdpbusd.512", 128 if signed else 0)
+    if narrow and multiple % 4 == 0:
+        four = _four(level, signed)
+        if four is not None:
+            return four
+    if level.arch == "x86_64" and multiple % 2 == 0:
+        return Dot(2, "int32", "int16", _PAIRS[level.lanes])
     return PLAIN
+
+
+def _four(level: Level, signed: bool) -> Dot | None:
+    """Return the multiply-add of four 8-bit products per lane, if there is one."""
+    codes = "int8" if signed else "uint8"
+    if level.dot in _UNSIGNED:
+        # These take unsigned inputs only.
+        return Dot(4, "int32", "uint8", _UNSIGNED[level.dot], 128 if signed else 0)
+    if level.dot == "i8mm" and not signed:
+        return Dot(4, "int32", "uint8", "llvm.aarch64.neon.usdot.v4i32.v16i8")
+    if level.dot in ("dotprod", "i8mm"):
+        # And this one signed inputs only.
+        shift = 0 if signed else -128
+        return Dot(4, "int32", "int8", "llvm.aarch64.neon.sdot.v4i32.v16i8", shift)
+    if level.arch == "x86_64":
+        return Dot(4, "int32", codes, _PAIRS[level.lanes])
+    return None
+
+
+_UNSIGNED = {
+    "avx512vnni": "llvm.x86.avx512.vpdpbusd.512",
+    "avxvnni": "llvm.x86.avx512.vpdpbusd.256",
+}
+"""x86's dot products of unsigned by signed bytes, by the feature that has them."""

@@ -36,7 +36,7 @@ def lower(program: Program, *, cpu: str, fallback: str) -> Lowered:
         entries.append(_entry(segment, path))
     index = {
         "arch": level.arch,
-        "cpu": level.mcpu,
+        "cpu": level.name,
         "requires": list(level.requires),
         "segments": entries,
     }
@@ -84,6 +84,6 @@ def toolchain(level: cpu_level.Level, tool: linker.Linker) -> dict[str, str]:
         "tvm": tvm.__version__,
         "tvm-ffi": tvm_ffi.__version__,
         "llvm": str(codegen.llvm_version_major()),
-        "cpu": f"{level.triple} {level.mcpu}",
+        "cpu": f"{level.triple} {level.name}",
         "linker": f"{tool.name} {tool.version}",
     }
