@@ -83,7 +83,7 @@ class Judge:
         if self._original is None:
             self.runs += 1
             got = [native(call) for call in self.reference.samples]
-            faults = self._noise().faults(self._differences(self.reference.outputs, got))
+            faults = self._noise().faults(self._differences(self.groups[0], self.expected[0], got))
             self._original = faults or self.recorded()
         return self._original
 
@@ -145,7 +145,7 @@ class Judge:
         found = self.answered(index)
         if isinstance(found, ParityError):
             return math.inf
-        differing = self._differences(self.reference.outputs, found[0])
+        differing = self._differences(self.groups[0], self.expected[0], found[0])
         return sum(math.inf if d.fault else (d.rms / (d.peak or 1.0)) ** 2 for d in differing)
 
     def _mended(self, index: int) -> bool:
@@ -179,7 +179,9 @@ class Judge:
         validator.artifact(runner, item.program, item.loss, item.floats)
         row = validator.rows[-1]
         own = tuple(f for f in row.faults if f.startswith(LOWERED) or not item.loss)
-        own += self._noise().faults(self._differences([runner.answer], [runner.again()]))
+        first = self.reference.samples[:1]
+        differing = self._differences(first, [runner.answer], [runner.again()])
+        own += self._noise().faults(differing)
         rest = tuple(f for f in row.faults if f not in own)
         failed = tuple(h.text for h in validator.held if h.state == "failed")
         return own, (*rest, *failed)
@@ -210,7 +212,7 @@ class Judge:
         bar = self.policy.loss() if item.lossy else self._noise()
         for at, got in enumerate(found):
             what = "" if at == 0 else "at another size: "
-            listed = bar.faults(self._differences(self.expected[at], got))
+            listed = bar.faults(self._differences(self.groups[at], self.expected[at], got))
             faults += [what + fault for fault in listed]
         if item.lossy:
             for demand in self.policy.demands:
@@ -227,9 +229,10 @@ class Judge:
         return self.policy.noise(self.reference.floor)
 
     def _differences(
-        self, expected: Sequence[Tensors], got: Sequence[Tensors]
+        self, calls: Sequence[Tensors], expected: Sequence[Tensors], got: Sequence[Tensors]
     ) -> tuple[Difference, ...]:
-        return differences(expected, got, self._validator.ties)
+        settle = self._validator.by_scores(calls)
+        return differences(expected, got, self._validator.ties, settle)
 
     def _repeated(self, runner: Runner, program: Program, first: Groups) -> Faults:
         """Ask the first call again after all others: an answer must not depend on them."""

@@ -86,6 +86,7 @@ class _Judge:
         return answers
 
     def _burden(self, answers: Sequence[Tensors]) -> Burden:
-        expected = self._validator.reference.outputs[: len(answers)]
-        found = differences(expected, answers, self._validator.ties)
-        return burden(found, self._validator.policy)
+        validator, count = self._validator, len(answers)
+        settle = validator.by_scores(validator.reference.samples[:count])
+        expected = validator.reference.outputs[:count]
+        return burden(differences(expected, answers, validator.ties, settle), validator.policy)
