@@ -116,13 +116,29 @@ def _direct(p: Plan, g: Geometry, found: _Weights) -> bool:
     x = p.input(_input(p, found))
     packed = p.weights(dot.pack(array, p.level.lanes))
     finish: Finish = p.finish
-    start = None
+    start, taps = None, None
     if found.integer is not None:
-        start, finish = found.integer.prepare(p, array, p.level.lanes, shift=dot.shift)
+        taps = _classes(g, found.integer.offset(dot.shift))
+        start, finish = found.integer.prepare(p, array, p.level.lanes, shift=dot.shift, taps=taps)
     y = p.output()
-    Direct(p.kernel, g, finish, dot, heavy=p.heavy).write(x, packed, start, y)
+    kernel = Direct(p.kernel, g, finish, dot, heavy=p.heavy, classed=taps is not None)
+    kernel.write(x, packed, start, y)
     kind = "" if found.integer is None else "_int8"
     return p.done(f"conv{g.kernel[0]}x{g.kernel[1]}{kind}")
+
+
+def _classes(g: Geometry, offset: int) -> Array | None:
+    """Which taps outputs add up, by class of row and column; None where that changes nothing."""
+    if g.staged or not offset or not any(g.pads):
+        return None
+    high, wide = np.arange(g.kernel[0])[:, None], np.arange(g.kernel[1])
+    return np.array(
+        [
+            ((a <= high) & (high < b) & (c <= wide) & (wide < d)).reshape(-1)
+            for a, b in g.row_classes
+            for c, d in g.column_classes
+        ]
+    )
 
 
 def _by_input(array: Array, g: Geometry) -> Array:
@@ -141,11 +157,13 @@ def _depthwise(p: Plan, g: Geometry, found: _Weights) -> bool:
     x = p.input(_input(p, found))
     packed = p.weights(taps)
     finish: Finish = p.finish
-    start = None
+    start, classes = None, None
     if found.integer is not None:
-        start, finish = found.integer.prepare(p, taps[None], 1)
+        classes = _classes(g, found.integer.offset(0))
+        start, finish = found.integer.prepare(p, taps[None], 1, taps=classes)
     y = p.output()
-    Depthwise(p.kernel, g, finish, found.integer is not None, p.heavy).write(x, packed, start, y)
+    integer, classed = found.integer is not None, classes is not None
+    Depthwise(p.kernel, g, finish, integer, p.heavy, classed).write(x, packed, start, y)
     return p.done(f"depthwise{g.kernel[0]}x{g.kernel[1]}" + ("_int8" if found.integer else ""))
 
 

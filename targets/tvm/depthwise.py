@@ -9,7 +9,7 @@ from typing import Any
 
 from npuc.targets.tvm.direct import Finish
 from npuc.targets.tvm.emit import Kernel, cast, constant, fma, lanes_of, pieces
-from npuc.targets.tvm.staging import Geometry, stage
+from npuc.targets.tvm.staging import Geometry, Span, stage
 
 PIXELS = 8
 """Output pixels computed together, each in one register."""
@@ -27,6 +27,8 @@ class Depthwise:
     finish: Finish
     integer: bool = False
     heavy: bool = False
+    classed: bool = False
+    """Whether `start` has values of its own for every class of rows and columns (`Geometry`)."""
 
     def write(self, x: Any, weights: Any, start: Any, y: Any) -> None:
         """Write the body. `start` holds what each accumulator begins with; None means zero."""
@@ -55,29 +57,35 @@ class _Job:
         lines = g.batch * g.out_h
         rows = min(PIXELS, g.out_w)
         rows = -(-g.out_w // -(-g.out_w // rows))
-        per_line, left = divmod(g.out_w, rows)
         work = lines * g.out_w * g.kernel[0] * g.kernel[1] * count
-        with k.units(lines, work) as line, k.loop(count) as block:
-            channel = k.let(block * width + first)
-            with k.loop(per_line) as step:
-                self.tile(line, step * rows, rows, channel, width)
-            if left:
-                self.tile(line, per_line * rows, left, channel, width)
+        with k.units(lines, work) as line:
+            for column, times, pixels in g.tiles(rows):
+                # Channels innermost: neighbours in memory, which processors fetch ahead.
+                with k.loop(times) as step, k.loop(count) as block:
+                    channel = k.let(block * width + first)
+                    self.tile(line, column + step * rows, pixels, channel, width)
 
     def tile(self, line: Any, column: Any, rows: int, channel: Any, width: int) -> None:
         """Compute `rows` pixels of a line for `width` channels."""
         d, k, g = self.d, self.d.k, self.d.g
         kind = "int32" if d.integer else "float32"
         total = k.registers(rows, kind)
-        for register in total:
-            k.store(register, self._begin(channel, width), 0)
+        spans = g.columns(column, rows)
+        for register, span in zip(total, spans, strict=True):
+            k.store(register, self._begin(channel, width, line, span), 0)
         sources = [k.let(g.source(line, column + m) + channel) for m in range(rows)]
-        high, wide = g.kernel
-        with k.loop(high) as row:
-            down = k.let(row * (g.dilation[0] * g.padded_w * g.pixel))
-            if wide <= WRITTEN_OUT:
+        wide = g.kernel[1]
+        everywhere = all(span == (0, wide) for span in spans)
+        first, count = g.inside(k, line)
+        with k.loop(count) as turn:
+            row = k.let(first + turn)
+            down = k.let(row * (g.dilation[0] * g.pitch))
+            if wide <= WRITTEN_OUT or not everywhere:
                 for across in range(wide):
-                    self._tap(total, sources, row * wide + across, down, across, channel, width)
+                    active = [m for m, (low, high) in enumerate(spans) if low <= across < high]
+                    some = [total[m] for m in active]
+                    start = [sources[m] for m in active]
+                    self._tap(some, start, row * wide + across, down, across, channel, width)
             else:
                 with k.loop(wide) as across:
                     self._tap(total, sources, row * wide + across, down, across, channel, width)
@@ -120,7 +128,12 @@ class _Job:
         value = self.d.k.load(memory, index, width)
         return cast(value, "int32") if self.d.integer else value
 
-    def _begin(self, channel: Any, width: int) -> Any:
+    def _begin(self, channel: Any, width: int, line: Any, span: Span) -> Any:
+        k, g = self.d.k, self.d.g
         if self.start is None:
             return constant(0, "int32" if self.d.integer else "float32", width)
-        return self.d.k.load(self.start, channel, width)
+        if self.d.classed:
+            columns = g.column_classes
+            kind = g.row_class(k, line) * len(columns) + columns.index(span)
+            channel = k.let(kind * g.channels + channel)
+        return k.load(self.start, channel, width)

@@ -18,7 +18,7 @@ from typing import Any
 from npuc.targets.tvm.cpu_level import Level
 from npuc.targets.tvm.dots import FLOAT, Dot
 from npuc.targets.tvm.emit import Kernel, pieces
-from npuc.targets.tvm.staging import Geometry, stage
+from npuc.targets.tvm.staging import Geometry, Span, stage
 
 Finish = Callable[[Any, int, Any, Any], Any]
 """(accumulated values, lanes, first channel, flat output index) → what is stored."""
@@ -55,6 +55,8 @@ class Direct:
     """Taken off every input value; for weights known at compile time, `start` does it instead."""
     heavy: bool = False
     """Whether `finish` is long."""
+    classed: bool = False
+    """Whether `start` has values of its own for every class of rows and columns (`Geometry`)."""
 
     def write(self, x: Any, weights: Any, start: Any, y: Any) -> None:
         """Write the body. `start` holds what each accumulator begins with; None means zero."""
@@ -103,18 +105,20 @@ class _Job:
             # One long line: its tiles are the units that threads share.
             lines, per_line, left = (per_line, 1, left) if per_line else (1, 0, left)
         work = g.multiply_adds * count * columns // max(g.channels_out, 1)
-        tail_in_line = left and not (g.flat and per_line)
         with k.units(g.groups * count * lines, work) as unit:
             line = k.let(unit % lines)
             block = k.let(unit // lines % count)
             group = k.let(unit // (lines * count)) if g.groups > 1 else 0
             at = _Block(group, k.let(block * vectors + first), vectors, columns)
-            if per_line:
-                with k.loop(per_line) as step:
-                    self.tile(0 if g.flat else line, (line if g.flat else step) * rows, rows, at)
-            if tail_in_line:
-                self.tile(0 if g.flat else line, per_line * rows, left, at)
-        if left and not tail_in_line:
+            if g.flat and per_line:
+                self.tile(0, line * rows, rows, at)
+            elif g.flat:
+                self.tile(0, 0, left, at)
+            else:
+                for column, times, pixels in g.tiles(rows):
+                    with k.loop(times) as step:
+                        self.tile(line, column + step * rows, pixels, at)
+        if left and g.flat and per_line:
             with k.units(count, work // max(lines, 1)) as unit:
                 at = _Block(0, k.let(unit * vectors + first), vectors, columns)
                 self.tile(0, lines * rows, left, at)
@@ -127,12 +131,13 @@ class _Job:
         sources = [k.let(base + g.source(line, column + m)) for m in range(rows)]
         kind = d.dot.sums
         total = [k.registers(at.vectors, kind) for _ in range(rows)]
+        spans = g.columns(column, rows)
         for v in range(at.vectors):
             channel = (at.group * self.vectors + at.first + v) * lanes
-            begin = self._begin(channel)
-            for row in total:
-                k.store(row[v], begin, 0)
-        self._accumulate(total, sources, at)
+            begins = {span: self._begin(channel, line, span) for span in dict.fromkeys(spans)}
+            for row, span in zip(total, spans, strict=True):
+                k.store(row[v], begins[span], 0)
+        self._accumulate(total, sources, spans, line, at)
         if rows > 1 and d.heavy:
             # One copy of a long ending instead of one per pixel, over a copy of the registers:
             # these must only be indexed by numbers to be registers.
@@ -160,39 +165,81 @@ class _Job:
                 out = k.let(self.y_base + pixel + channel)
                 k.store(self.y, d.finish(value, width, channel, out), out)
 
-    def _begin(self, channel: Any) -> Any:
-        k = self.d.k
+    def _begin(self, channel: Any, line: Any, span: Span) -> Any:
+        k, g = self.d.k, self.d.g
         if self.start is None:
             return self.d.dot.begin(k.level.lanes)
+        if self.d.classed:
+            columns = g.column_classes
+            kind = g.row_class(k, line) * len(columns) + columns.index(span)
+            channel = k.let(kind * (g.groups * self.vectors * k.level.lanes) + channel)
         return k.let(k.load(self.start, channel, k.level.lanes))
 
-    def _accumulate(self, total: list[list[Any]], sources: list[Any], at: "_Block") -> None:
-        """Run over every input value under the filter."""
+    def _accumulate(
+        self,
+        total: list[list[Any]],
+        sources: list[Any],
+        spans: list[Span],
+        line: Any,
+        at: "_Block",
+    ) -> None:
+        """Run over every input value under the filter that is not on the border."""
         d, g, k = self.d, self.d.g, self.d.k
         dot = d.dot.adds
         high, wide = g.kernel
         per_pixel = g.pixel // g.groups
-        merged = g.dilation[1] == 1 and g.groups == 1
-        run = per_pixel * wide if merged else per_pixel
-        steps = run // dot
-        taps = high * wide * per_pixel // dot
+        steps = per_pixel // dot
         streams = [
-            k.let((at.group * self.vectors + at.first + v) * (taps * k.level.lanes * dot))
+            k.let(
+                (at.group * self.vectors + at.first + v)
+                * (high * wide * steps * k.level.lanes * dot)
+            )
             for v in range(at.vectors)
         ]
-        with k.loop(high) as row, k.loop(1 if merged else wide) as column:
-            x_tap = row * (g.dilation[0] * g.padded_w * g.pixel) + column * (
-                g.dilation[1] * g.pixel
-            )
-            w_tap = (row * wide + column) * (per_pixel // dot) if not merged else row * steps
-            x_tap, w_tap = k.let(x_tap), k.let(w_tap)
-            if steps >= UNROLL:
-                with k.loop(steps // UNROLL) as outer:
-                    for inner in range(UNROLL):
-                        step = outer * UNROLL + inner
-                        self._step(total, sources, streams, x_tap + step * dot, w_tap + step)
-            for step in range(steps - steps % UNROLL, steps):
-                self._step(total, sources, streams, x_tap + step * dot, w_tap + step)
+        everywhere = all(span == (0, wide) for span in spans)
+        merged = everywhere and g.dilation[1] == 1 and g.groups == 1
+        first, count = g.inside(k, line)
+        with k.loop(count) as turn:
+            row = k.let(first + turn)
+            x_row, w_row = k.let(row * (g.dilation[0] * g.pitch)), k.let(row * (wide * steps))
+            if merged:
+                self._run(total, sources, streams, x_row, w_row, steps * wide)
+            elif everywhere:
+                with k.loop(wide) as column:
+                    x_tap = k.let(x_row + column * (g.dilation[1] * g.pixel))
+                    self._run(total, sources, streams, x_tap, k.let(w_row + column * steps), steps)
+            else:
+                for column in range(wide):
+                    active = [m for m, (low, high_) in enumerate(spans) if low <= column < high_]
+                    self._run(
+                        [total[m] for m in active],
+                        [sources[m] for m in active],
+                        streams,
+                        k.let(x_row + column * (g.dilation[1] * g.pixel)),
+                        k.let(w_row + column * steps),
+                        steps,
+                    )
+
+    def _run(
+        self,
+        total: list[list[Any]],
+        sources: list[Any],
+        streams: list[Any],
+        x: Any,
+        w: Any,
+        steps: int,
+    ) -> None:
+        """Multiply neighbouring input values of each pixel, UNROLL steps of them at a time."""
+        k, dot = self.d.k, self.d.dot.adds
+        if not total:
+            return
+        if steps >= UNROLL:
+            with k.loop(steps // UNROLL) as outer:
+                for inner in range(UNROLL):
+                    step = outer * UNROLL + inner
+                    self._step(total, sources, streams, x + step * dot, w + step)
+        for step in range(steps - steps % UNROLL, steps):
+            self._step(total, sources, streams, x + step * dot, w + step)
 
     def _step(
         self, total: list[list[Any]], sources: list[Any], streams: list[Any], x: Any, w: Any

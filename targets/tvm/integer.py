@@ -32,18 +32,28 @@ class Integer:
         """Whether the input's codes are int8 rather than uint8."""
         return dtype_of(self.activation.tensor) == "int8"
 
-    def prepare(self, p: Plan, array: Array, lanes: int, *, shift: int = 0) -> tuple[Any, Finish]:
+    def offset(self, shift: int) -> int:
+        """What to take off an input value as it is read; 0 where nothing needs to be."""
+        return self.activation.zero + shift
+
+    def prepare(
+        self, p: Plan, array: Array, lanes: int, *, shift: int = 0, taps: Array | None = None
+    ) -> tuple[Any, Finish]:
         """Declare start values and scales; return the start's memory and how results end.
 
         `array` holds the codes as [groups, depth, columns]. Inputs are read with `shift`
-        added (`dots.Dot`), so that much is taken off like a zero point.
+        added (`dots.Dot`), so that much is taken off like a zero point. `taps` has a row for each
+        class of outputs that has start values of its own, saying which taps it adds up.
         """
         groups, _, columns = array.shape
-        zero = self.activation.zero + shift
-        sums = array.astype(np.int64).sum(axis=1)
-        begin = self._bias(p, groups * columns).reshape(groups, columns) - zero * sums
-        room = np.zeros((groups, -(-columns // lanes) * lanes), np.int64)
-        room[:, :columns] = begin
+        if taps is None:
+            taps = np.ones((1, 1), bool)
+        by_tap = array.astype(np.int64).reshape(groups, taps.shape[1], -1, columns).sum(axis=2)
+        sums = np.einsum("kt,gtc->kgc", taps.astype(np.int64), by_tap)
+        begin = self._bias(p, groups * columns).reshape(groups, columns) - self.offset(shift) * sums
+        room = np.zeros((len(taps), groups, -(-columns // lanes) * lanes), np.int64)
+        room[:, :, :columns] = begin
+        room = room[0] if len(taps) == 1 else room
         start = p.weights(room.astype(np.int32))
         if self.scale is None:
             return start, p.finish

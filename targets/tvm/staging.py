@@ -1,12 +1,20 @@
 """The shape of a convolution on NHWC tensors, and the copy of its input with a border around it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from npuc.targets.tvm.emit import Kernel, constant, dtype_of, pieces, widen
+from npuc.targets.tvm.emit import Kernel, constant, dtype_of, pieces, tirx, widen
+
+CLIPPED = 3
+"""Output pixels at either end of a line that may miss columns of the filter: each of their tiles
+is written out by itself. Beyond, and for dilated filters whose borders are wide, a copy is made."""
+
+Span = tuple[int, int]
+"""Positions of a filter's rows or columns that lie inside the input, from and to."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Geometry:
     """A convolution, or with a 1x1 filter a matrix product of `batch·h·w` rows.
 
@@ -29,10 +37,38 @@ class Geometry:
     round_channels: int = 1
     fill: int = 0
 
-    @property
+    @cached_property
     def staged(self) -> bool:
         """Whether the kernel reads a copy of its input instead of the input itself."""
-        return any(self.pads) or self.spread != (1, 1) or self.pixel != self.channels
+        if self.spread != (1, 1) or self.pixel != self.channels:
+            return True
+        return any(self.pads) and not self._clips
+
+    @property
+    def _clips(self) -> bool:
+        """Whether kernels can leave out what lies on the border, instead of reading a copy."""
+        whole = (0, self.kernel[1])
+        ends = [span == whole for span in self.column_spans]
+        if min(self.pads) < 0 or any(a >= b for a, b in (*self.row_spans, *self.column_spans)):
+            return False
+        if len(ends) <= 2 * CLIPPED:
+            return True
+        return all(ends[CLIPPED:-CLIPPED])
+
+    @cached_property
+    def row_spans(self) -> tuple[Span, ...]:
+        """For every line of the output, the filter's rows that lie inside the input."""
+        return _spans(self.out_h, self.height, self, 0, self.pads[0])
+
+    @cached_property
+    def column_spans(self) -> tuple[Span, ...]:
+        """For every column of the output, the filter's columns that lie inside the input."""
+        return _spans(self.out_w, self.width, self, 1, self.pads[1])
+
+    @property
+    def pitch(self) -> int:
+        """Values from one line to the next in what the kernel reads."""
+        return (self.padded_w if self.staged else self.width) * self.pixel
 
     @property
     def pixel(self) -> int:
@@ -81,10 +117,79 @@ class Geometry:
         return self.batch * self.out_h * self.out_w * self.channels_out * taps
 
     def source(self, line: Any, column: Any) -> Any:
-        """Offset in what the kernel reads of an output pixel's first input value."""
+        """Offset in what the kernel reads of an output pixel's first input value.
+
+        Without a copy that may lie on the border, where the kernel does not read.
+        """
         image, row = line // self.out_h, line % self.out_h
-        top = (image * self.padded_h + row * self.stride[0]) * self.padded_w
-        return (top + column * self.stride[1]) * self.pixel
+        if self.staged:
+            top = (image * self.padded_h + row * self.stride[0]) * self.padded_w
+            return (top + column * self.stride[1]) * self.pixel
+        top = (image * self.height + row * self.stride[0] - self.pads[0]) * self.width
+        return (top + column * self.stride[1] - self.pads[1]) * self.pixel
+
+    def inside(self, k: Kernel, line: Any) -> tuple[Any, Any]:
+        """Return the first and the number of the filter's rows inside the input at a line."""
+        high, step = self.kernel[0], self.dilation[0]
+        if self.staged or set(self.row_spans) == {(0, high)}:
+            return 0, high
+        t = tirx()
+        start = k.let(line % self.out_h * self.stride[0] - self.pads[0])
+        first = k.let((t.max(0 - start, 0) + (step - 1)) // step)
+        last = t.min((self.height - start + (step - 1)) // step, high)
+        return first, k.let(last - first)
+
+    def tiles(self, rows: int) -> list[tuple[int, int, int]]:
+        """Cut a line of the output into tiles of up to `rows` pixels.
+
+        Returns (first column, count, pixels) of runs of equal tiles: those that miss columns of
+        the filter come one by one.
+        """
+        result: list[tuple[int, int, int]] = []
+        for column in range(0, self.out_w, rows):
+            pixels = min(rows, self.out_w - column)
+            whole = all(span == (0, self.kernel[1]) for span in self.columns(column, pixels))
+            if whole and result and result[-1][2] == pixels and result[-1][1] < 0:
+                first, count, _ = result.pop()
+                result.append((first, count - 1, pixels))
+            else:
+                result.append((column, -1 if whole else 1, pixels))
+        return [(column, abs(count), pixels) for column, count, pixels in result]
+
+    def columns(self, column: Any, pixels: int) -> list[Span]:
+        """Return the filter's columns inside the input, of some neighbouring pixels.
+
+        A `column` that is not a number is one of a run of `tiles`.
+        """
+        if self.staged or self.flat or not isinstance(column, int):
+            return [(0, self.kernel[1])] * pixels
+        return list(self.column_spans[column : column + pixels])
+
+    @property
+    def row_classes(self) -> list[Span]:
+        """The spans of rows that occur, in order."""
+        return list(dict.fromkeys(self.row_spans))
+
+    @property
+    def column_classes(self) -> list[Span]:
+        """The spans of columns that occur, in order."""
+        return list(dict.fromkeys(self.column_spans))
+
+    def row_class(self, k: Kernel, line: Any) -> Any:
+        """Return which of `row_classes` a line of the output is in."""
+        t = tirx()
+        row = k.let(line % self.out_h)
+        result: Any = 0
+        for at in range(1, self.out_h):
+            if self.row_spans[at] != self.row_spans[at - 1]:
+                result = result + t.Cast("int32", row >= at)
+        return k.let(result)
+
+
+def _spans(count: int, size: int, g: Geometry, axis: int, pad: int) -> tuple[Span, ...]:
+    taps, stride, step = g.kernel[axis], g.stride[axis], g.dilation[axis]
+    starts = [at * stride - pad for at in range(count)]
+    return tuple((-(min(s, 0) // step), min(-(-(size - s) // step), taps)) for s in starts)
 
 
 def stage(k: Kernel, x: Any, g: Geometry) -> Any:

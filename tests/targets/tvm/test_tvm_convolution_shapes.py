@@ -1,0 +1,128 @@
+"""Convolutions of random geometry: float32 against ONNX Runtime, codes bit by bit.
+
+With scales that are powers of two and few products, ONNX Runtime's float arithmetic on dequantized
+codes is exact, too: no rounding hides a wrong zero point on a border.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+TOLERANCE = 4e-6
+"""Of the peak: sums of up to some hundred terms in another order."""
+
+PROFILE = settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    batch: int
+    size: tuple[int, int]
+    per_group: int
+    out_per_group: int
+    groups: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    pads: tuple[int, int, int, int]
+
+    @property
+    def channels(self) -> int:
+        return self.per_group * self.groups
+
+    @property
+    def out(self) -> int:
+        return self.out_per_group * self.groups
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return {
+            "strides": list(self.stride),
+            "dilations": list(self.dilation),
+            "pads": list(self.pads),
+            "group": self.groups,
+        }
+
+
+@st.composite
+def cases(draw: Any) -> Case:
+    small, odd = st.integers(1, 3), st.sampled_from([1, 2, 3, 4, 5, 8, 12, 16, 17, 20, 33])
+    kind = draw(st.sampled_from(["plain", "plain", "depthwise", "grouped"]))
+    groups = {"plain": 1, "depthwise": draw(odd), "grouped": draw(st.integers(2, 4))}[kind]
+    kernel = draw(st.sampled_from([(1, 1), (3, 3), (3, 3), (5, 5), (2, 4), (1, 7), (7, 7)]))
+    dilation = (draw(small), draw(small)) if draw(st.booleans()) else (1, 1)
+    reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
+    pads = tuple(draw(st.integers(0, min(r, 4))) for r in (*reach, *reach))
+    low = [max(1, r + 1 - pads[i] - pads[i + 2]) for i, r in enumerate(reach)]
+    size = tuple(draw(st.integers(v, v + 19)) for v in low)
+    return Case(
+        draw(st.integers(1, 2)),
+        (size[0], size[1]),
+        1 if kind == "depthwise" else draw(odd),
+        1 if kind == "depthwise" else draw(odd),
+        groups,
+        kernel,
+        (draw(small), draw(small)),
+        dilation,
+        (pads[0], pads[1], pads[2], pads[3]),
+    )
+
+
+@pytest.mark.parametrize("cpu", ["native", "x86-64-v3"])
+@PROFILE
+@given(case=cases())
+def test_floats(
+    graph: Callable[..., Any],
+    answer: Callable[..., Any],
+    floats: Callable[..., Any],
+    cpu: str,
+    case: Case,
+) -> None:
+    made = graph()
+    x = made.input(floats((case.batch, case.channels, *case.size)))
+    w = made.constant(floats((case.out, case.per_group, *case.kernel), 1))
+    y = made.node("Conv", x, w, made.constant(floats((case.out,), 2)), **case.attributes)
+    made.output(made.node("Relu", y))
+    assert answer(made, cpu=cpu).faults(TOLERANCE) == []
+
+
+@pytest.mark.parametrize("cpu", ["native", "x86-64-v3"])
+@PROFILE
+@given(case=cases(), signed=st.booleans(), zero=st.sampled_from([0, 3, 127]))
+def test_codes(
+    graph: Callable[..., Any],
+    answer: Callable[..., Any],
+    cpu: str,
+    case: Case,
+    signed: bool,
+    zero: int,
+) -> None:
+    rng = np.random.default_rng(0)
+    dtype = np.int8 if signed else np.uint8
+    made = graph()
+
+    def dequantized(array: Any, scale: float, offset: int) -> Any:
+        scale_, offset_ = np.float32(scale), np.array(offset, array.dtype)
+        name = made.constant(array) if array.ndim < 5 else made.input(array[0])
+        return made.node("DequantizeLinear", name, made.constant(scale_), made.constant(offset_))
+
+    info = np.iinfo(dtype)
+    codes = rng.integers(info.min, info.max + 1, (1, case.batch, case.channels, *case.size))
+    x = dequantized(codes.astype(dtype), 2.0**-4, zero)
+    shape = (case.out, case.per_group, *case.kernel)
+    w = dequantized(rng.integers(-12, 13, shape).astype(np.int8), 2.0**-5, 0)
+    y = made.node("Conv", x, w, **case.attributes)
+    made.output(y)
+    scale, middle = made.constant(np.float32(0.37)), made.constant(np.uint8(100))
+    made.output(made.node("QuantizeLinear", made.node("Relu", y), scale, middle))
+    assert answer(made, cpu=cpu).faults(0.0) == []
