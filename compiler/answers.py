@@ -10,15 +10,18 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npuc import batches as batching
 from npuc import floors, inner
 from npuc.errors import ExportError, ParityError
 from npuc.floors import Floor, Noise
 from npuc.inputs import random
 from npuc.jsonable import canonical, plain
+from npuc.policy import Policy
 from npuc.program import Port, Program, Tensors
 from npuc.switches import environment, grain, machine
 
@@ -121,33 +124,72 @@ def record(
 ) -> Reference:
     """Run the captured model's native module on `samples`, again, and once in float64.
 
-    `names` are modules whose results are kept too; `about` goes into the fingerprint.
+    `names` are modules whose results are kept too; `about` goes into the fingerprint. Hundreds of
+    small calls are answered in batches where they have the same answers there, up to noise.
     """
     inner.check(captured.native, names)
+    found = None if names else _in_batches(captured, samples)
+    if found is not None:
+        about = {**about, "batches": found.calls}
+    else:
+        found = _measured(captured, samples, names)
     device = device_of(captured.native)
-    runs, spread, within = _repeated(captured, samples, names, device)
-    outputs = tuple(outputs for outputs, _ in runs)
-    _refuse_random(spread, device, grain(device, _dtypes(captured.native)))
-    rounding, deep, how = floors.of_module(captured, samples, runs, names)
-    noise = Noise(rounding, spread)
     fingerprint = {
         **environment(device),
         "inputs": what,
-        "noise_floor": how,
+        "noise_floor": found.how,
         "runs": 1 + REPEATS[device.type == "cuda"],
         "dtype": sorted(map(str, _dtypes(captured.native))),
         "sha256_weights": floors.digest(captured.native.state_dict()),
         "sha256_program": _program(captured),
         "sha256_inputs": floors.digest(samples),
-        "sha256_outputs": floors.digest(outputs),
+        "sha256_outputs": floors.digest(found.outputs),
         **about,
     }
     return identified(
         Reference(
-            samples, outputs, noise.floor, fingerprint, calibration, captured.axes, noise,
-            tuple(floors.inside(runs)), Noise(deep, within) if names else None,
+            samples, found.outputs, found.noise.floor, fingerprint, calibration, captured.axes,
+            found.noise, found.inside, found.inner if names else None,
         )
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What a model answered to so many calls, and its noise."""
+
+    calls: int
+    outputs: tuple[Tensors, ...]
+    noise: Noise
+    how: str
+    inside: tuple[Tensors, ...]
+    inner: Noise
+
+
+def _measured(captured: "Captured", calls: Sequence[Tensors], names: Sequence[str]) -> _Measured:
+    device = device_of(captured.native)
+    runs, spread, within = _repeated(captured, calls, names, device)
+    _refuse_random(spread, device, grain(device, _dtypes(captured.native)))
+    rounding, deep, how = floors.of_module(captured, calls, runs, names)
+    outputs = tuple(outputs for outputs, _ in runs)
+    noise, inside = Noise(rounding, spread), tuple(floors.inside(runs))
+    return _Measured(len(calls), outputs, noise, how, inside, Noise(deep, within))
+
+
+def _in_batches(captured: "Captured", samples: Sequence[Tensors]) -> _Measured | None:
+    """Answer many small calls together; None where that gives, or may give, other answers."""
+    batches = batching.joined(captured, samples)
+    if batches is None:
+        return None
+    first = batching.measured(batches)
+    found = _measured(captured, batches[:first], ())
+    rest = (run(captured, call) for call in batches[first:])
+    outputs = tuple(batching.parted((*found.outputs, *rest)))
+    bar = Policy().noise(found.noise.floor)
+    if not batching.agree(partial(run, captured), samples, outputs, bar.max_abs):
+        return None
+    how = found.how if first == len(batches) else f"{found.how}, in the first {first} batches"
+    return replace(found, calls=len(batches), outputs=outputs, how=how)
 
 
 def _repeated(

@@ -14,7 +14,6 @@ from npuc.errors import ParityError, UsageError
 from npuc.load import Loaded
 from npuc.program import Port, Program, Tensors
 from npuc.quantization import checkpoint
-from npuc.runners import OnnxRunner
 from npuc.signature import to_tensor
 
 Calls = str | Path | Sequence[Tensors]
@@ -206,17 +205,17 @@ def bind(
 
 
 def answered(
-    loaded: Loaded, exported: Program, calls: Sequence[Tensors], data: Sequence[Tensors]
+    loaded: Loaded, exported: Program | None, calls: Sequence[Tensors], data: Sequence[Tensors]
 ) -> Reference:
-    """Run the original here."""
-    if loaded.program is not None:
+    """Run the original here; `exported` is what runs of an ONNX file, and of no other model."""
+    if loaded.program is not None and exported is not None:
         return answers.from_program(exported, calls, data)
     return references.from_module(loaded, calls, data)
 
 
 def cut(reference: Reference, program: Program, exported: Program, limit: int) -> Reference:
     """Return the first `limit` calls and answers, at the program's fixed shapes."""
-    split = sampling.Rebatched(OnnxRunner(program), program, exported)
+    split = sampling.Rebatched(nobody, program, exported)
     samples: list[Tensors] = []
     outputs: list[Tensors] = []
     for call, answer in zip(reference.samples, reference.outputs, strict=True):
@@ -230,7 +229,7 @@ def cut(reference: Reference, program: Program, exported: Program, limit: int) -
 
 
 def _fits(reference: Reference, exported: Program, fixed: Program) -> bool:
-    rebatched: Any = sampling.Rebatched(_nobody, fixed, exported)  # type: ignore[arg-type]
+    rebatched = sampling.Rebatched(nobody, fixed, exported)
     try:
         for call in (*reference.samples, *reference.calibration):
             rebatched.parts(call, call)
@@ -239,8 +238,16 @@ def _fits(reference: Reference, exported: Program, fixed: Program) -> bool:
     return True
 
 
-def _nobody(inputs: Tensors) -> Tensors:
-    raise AssertionError("only the shapes are asked for")
+class _Nobody:
+    """Stands where a call is cut into parts and not run."""
+
+    name = "nobody"
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        raise AssertionError("only the shapes are asked for")
+
+
+nobody = _Nobody()
 
 
 def held_out(reference: Reference, limit: int) -> list[Tensors]:

@@ -229,7 +229,7 @@ def prepare(target: Target) -> tuple[Pass, ...]:
 
 def _parts(calls: Sequence[Tensors], program: Program, exported: Program) -> list[Tensors]:
     """Cut calls into the program's fixed shapes."""
-    cut = sampling.Rebatched(OnnxRunner(program), program, exported)
+    cut = sampling.Rebatched(originals.nobody, program, exported)
     return [part for call in calls for part in cut.parts(call, call)]
 
 

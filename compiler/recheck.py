@@ -10,7 +10,6 @@ from npuc import artifact, originals, plugins, stored, trust
 from npuc.answers import Reference
 from npuc.artifact import Artifact
 from npuc.errors import ArtifactError, UsageError
-from npuc.export import export
 from npuc.jsonable import canonical
 from npuc.load import load
 from npuc.members import PARITY, REFERENCE
@@ -64,7 +63,7 @@ def verify(
             raise UsageError(f"{against} holds answers, not a model", hint=f"--reference {against}")
         loaded = load(str(against))
         calls = _stored(opened).samples if samples is None else originals.read(samples, program)
-        found = originals.answered(loaded, export(loaded), calls, ())
+        found = originals.answered(loaded, loaded.program, calls, ())
     elif samples is not None:
         raise UsageError(
             "other samples need the original to answer them", hint="add --against MODEL"

@@ -1,7 +1,9 @@
 """Run an ONNX program on the host, as the oracle every step is checked with."""
 
+import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,28 @@ class OnnxRunner:
     """A program under ONNX Runtime's CPU provider with every graph optimization off.
 
     Off, because an optimizer between the graph and its answer would hide or add differences:
-    what runs is what the graph says. `extra` names intermediate values to return as well.
+    what runs is what the graph says. `extra` names intermediate values to return as well. With
+    `apart` a call is computed by one thread, and `each` may be told to compute several at once.
     """
 
-    def __init__(self, program: Program, name: str = "onnxruntime", extra: Iterable[str] = ()):
+    def __init__(
+        self,
+        program: Program,
+        name: str = "onnxruntime",
+        extra: Iterable[str] = (),
+        apart: bool = False,
+    ):
         import onnxruntime as ort
 
         self.name = name
+        self.apart = apart
         self.program = program
         self.extra = tuple(extra)
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
+        if apart:
+            options.intra_op_num_threads = 1
         try:
             self._session = _session(_with_outputs(program, self.extra), options)
         except Exception as error:  # onnxruntime raises pybind types without a common base
@@ -43,6 +55,20 @@ class OnnxRunner:
             message = f"ONNX Runtime fails at inputs {shapes}: {_first_line(error)}"
             raise ParityError(message) from error
         return dict(zip(names, values, strict=True))
+
+
+def each(
+    runner: Callable[[Tensors], Tensors], calls: Sequence[Tensors], apart: bool
+) -> list[Tensors]:
+    """Answer calls in order; several at a time where `apart`: the runner is safe for threads."""
+    if not apart or len(calls) < 2:
+        return [runner(call) for call in calls]
+    workers = min(len(calls), len(os.sched_getaffinity(0)))
+    size = -(-len(calls) // (8 * workers))
+    parts = [calls[at : at + size] for at in range(0, len(calls), size)]
+    with ThreadPoolExecutor(workers) as pool:
+        found = pool.map(lambda part: [runner(call) for call in part], parts)
+        return [answer for part in found for answer in part]
 
 
 def _with_outputs(program: Program, extra: tuple[str, ...]) -> Program:

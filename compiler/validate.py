@@ -18,7 +18,7 @@ from npuc.profile import FLOATS, IntScheme, Profile
 from npuc.program import Program, Tensors
 from npuc.progress import Progress
 from npuc.report import LOWERED, Report, Row, describe
-from npuc.runners import OnnxRunner
+from npuc.runners import OnnxRunner, each
 from npuc.targets.base import Payload, Runner
 from npuc.trust import reduced
 
@@ -80,9 +80,11 @@ class Validator:
         """Compare the programs around a pass; raises `ParityError` where an exact one moved."""
         self.progress.stage(f"check {item.name}")
         old = self._answers(before)
-        proto = before.serialized()
-        same = proto is not None and proto == after.serialized()
-        new = old if same else self._run(OnnxRunner(after, item.name), after)
+        new = (
+            old
+            if before.equals(after)
+            else self._run(OnnxRunner(after, item.name, apart=True), after)
+        )
         settle = self.by_scores(_flat(self.groups[: len(new)]))
         step = differences(_flat(old[: len(new)]), _flat(new), self.ties, settle)
         original = self._original(new[0])
@@ -168,7 +170,7 @@ class Validator:
         """
         self.progress.stage("check export")
         recorded, *others = sampling.variants(self.reference.samples[:CALLS], self.exported)
-        runner = OnnxRunner(self.exported, "exported")
+        runner = OnnxRunner(self.exported, "exported", apart=True)
         self.groups = [recorded]
         got = [self.answers(runner, self.exported, recorded)]
         faults: list[str] = []
@@ -235,7 +237,7 @@ class Validator:
         """
         self.progress.stage("check artifact")
         calls = self.reference.samples
-        program = self.answers(OnnxRunner(final, "program"), final, calls)
+        program = self.answers(OnnxRunner(final, "program", apart=True), final, calls)
         got = self.answers(runner, final, calls)
         floor = self.reference.floor
         step = differences(program, got, self.ties, self.by_scores(calls))
@@ -302,7 +304,7 @@ class Validator:
     def answers(self, runner: Runner, program: Program, calls: Sequence[Tensors]) -> list[Tensors]:
         """Run recorded calls, in parts where the program's batch is smaller."""
         fitted = sampling.Rebatched(runner, program, self.exported)
-        return [fitted(call) for call in calls]
+        return each(fitted, calls, isinstance(runner, OnnxRunner) and runner.apart)
 
     def _original(self, answers: Sequence[Tensors]) -> tuple[Difference, ...]:
         expected = self.reference.outputs[: len(answers)]
@@ -320,7 +322,7 @@ class Validator:
 
     def _answers(self, program: Program) -> list[list[Tensors]]:
         if self._last is None or self._last[0].model is not program.model:
-            self._last = (program, self._run(OnnxRunner(program, "before"), program))
+            self._last = (program, self._run(OnnxRunner(program, "before", apart=True), program))
         return self._last[1]
 
     def _run(self, runner: Runner, program: Program) -> list[list[Tensors]]:

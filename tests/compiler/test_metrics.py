@@ -178,3 +178,31 @@ def test_sqnr_finds_noise_of_a_known_power(seed: int, db: float, scale: float, c
     assert found.sqnr_db == pytest.approx(db, abs=1e-3)
     assert found.rms == pytest.approx(math.sqrt(power / (15 * calls)) * 10 ** (-db / 20), rel=1e-4)
     assert -1 - 1e-9 <= found.cosine <= 1 + 1e-9
+
+
+def test_answers_compared_together_are_compared_one_by_one() -> None:
+    generator = np.random.default_rng(0)
+    shapes = [(1, 4), (1, 4), (2, 4), (1, 4), (3,), (3,), (), ()]
+    for kind in ("f4", "i4"):
+        for name in ("", *range(3)):
+            some = shapes[:4] if name == "" else shapes[4:6] if name == 0 else shapes[6:]
+            ref = [(9 * generator.normal(size=s)).astype(kind) for s in some]
+            got = [(9 * generator.normal(size=s)).astype(kind) for s in some]
+            (whole,) = differences([{"y": a} for a in ref], [{"y": a} for a in got])
+            parts = [differences([{"y": a}], [{"y": b}])[0] for a, b in zip(ref, got, strict=True)]
+            assert whole.max_abs == max(p.max_abs for p in parts)
+            assert whole.rows == sum(p.rows for p in parts)
+            hits = sum((p.agreement or 0) * p.rows for p in parts)
+            assert whole.agreement is None or whole.agreement * whole.rows == pytest.approx(hits)
+            count = sum(a.size for a in ref)
+            power = sum(p.rms**2 * a.size for p, a in zip(parts, ref, strict=True))
+            assert whole.rms == pytest.approx((power / count) ** 0.5)
+
+
+def test_the_first_fault_of_many_answers_is_named() -> None:
+    ref = [np.zeros((1, 2), np.float32) for _ in range(9)]
+    got = [a.copy() for a in ref]
+    got[5][0, 0] = np.nan
+    got[7][0] = np.nan
+    (found,) = differences([{"y": a} for a in ref], [{"y": a} for a in got])
+    assert found.fault == "1 values are NaN or Inf on one side only"
