@@ -12,13 +12,18 @@ PIPELINE = "npuc"
 
 def compile_module(module: Any, level: Level) -> Any:
     """Legalise, schedule and compile a Relax module; returns TVM's executable."""
+    from npuc.targets.tvm import legalize, origins
+
+    with level.target():
+        module = origins.record(legalize.run(module, level))
+    return lowered(module, level)
+
+
+def lowered(module: Any, level: Level) -> Any:
+    """Compile a module that calls nothing but kernels; returns TVM's executable."""
     import tvm
 
-    from npuc.targets.tvm import legalize
-
     target = level.target()
-    with target:
-        module = legalize.run(module, level)
     tvm.tirx.register_tir_pipeline(PIPELINE, _tensor_pipeline)
     return tvm.relax.build(module, target, relax_pipeline=_lowering(), tir_pipeline=PIPELINE)
 

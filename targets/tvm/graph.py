@@ -1,5 +1,6 @@
 """Read and rebuild a Relax main function, one binding at a time."""
 
+import string
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -87,6 +88,7 @@ class Walk:
         others = {var: func for var, func in module.functions.items() if var.name_hint != "main"}
         self.bb = relax.BlockBuilder(ir.IRModule(others))
         self._values: dict[int, Any] = {}
+        self._called = ""
 
     def run(self) -> Any:
         """Return the rebuilt module."""
@@ -95,8 +97,11 @@ class Walk:
                 for var in self.main.params:
                     self.bind(var, var)
                 for var, expr in bindings(self.module):
+                    # What stands for a variable is called like it: see `origins`.
+                    self._called = var.name.rstrip(string.digits)
                     self.visit(var, expr)
-                result = self.bb.emit_output(self.substitute(self.main.body.body))
+                found = self.substitute(self.main.body.body)
+                result = self.bb.emit_output(found, found.name if is_var(found) else "gv")
             self.bb.emit_func_output(result)
         return self.bb.get()
 
@@ -108,7 +113,7 @@ class Walk:
         """Add a binding and return its variable; variables and constants stay what they are."""
         if is_var(expr) or number(expr) is not None:
             return expr
-        return self.bb.emit(expr)
+        return self.bb.emit(expr, self._called)
 
     def bind(self, var: Any, value: Any) -> None:
         """Say what stands for an old variable."""

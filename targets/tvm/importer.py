@@ -3,12 +3,13 @@
 import contextlib
 import io
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
 
 from npuc.errors import PassError
-from npuc.targets.tvm import markers
+from npuc.targets.tvm import markers, origins
 from npuc.targets.tvm.converters import CONVERTERS
 
 DOMAIN = "ai.npuc"
@@ -45,6 +46,8 @@ def to_relax(model: ir.Model) -> Any:
 
 
 def _importer() -> Any:
+    from tvm import relax
+    from tvm.ir import Call
     from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
     class Importer(ONNXGraphImporter):  # type: ignore[misc]
@@ -52,6 +55,14 @@ def _importer() -> Any:
 
         def _check_for_unsupported_ops(self, graph: Any) -> None:
             pass
+
+        def _construct_nodes(self, graph: Any) -> None:
+            for node in graph.node:
+                super()._construct_nodes(SimpleNamespace(node=[node]))
+                for name in node.output:
+                    result = self._nodes.get(name)
+                    if isinstance(result, Call) and isinstance(result.ty, relax.TensorType):
+                        self._nodes[name] = self.bb.emit(result, origins.variable(name))
 
         def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
             if op_name.startswith(f"{DOMAIN}."):

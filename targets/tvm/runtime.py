@@ -40,6 +40,12 @@ class SegmentRunner:
         self._parts = parts
         self._program = program
 
+    @property
+    def machine(self) -> Any:
+        """TVM's virtual machine, where it runs all of the program; None where it does not."""
+        (part,) = self._parts if len(self._parts) == 1 else (None,)
+        return getattr(part, "machine", None)
+
     def __call__(self, inputs: Tensors) -> dict[str, Array]:
         """Run one call; raises `ParityError` where an input's shape is not the compiled one."""
         values = {p.name: np.asarray(inputs[p.name], p.dtype) for p in self._program.inputs}
@@ -58,7 +64,8 @@ class _Library:
     def __init__(self, library: bytes, inputs: tuple[Port, ...], outputs: tuple[Port, ...]):
         self.outputs = outputs
         self._inputs = tuple((p, _aligned(p)) for p in inputs)
-        self._main = opened(library)["main"]
+        self.machine = opened(library)
+        self._main = self.machine["main"]
 
     def __call__(self, values: Tensors) -> list[Array]:
         import tvm_ffi
