@@ -5,14 +5,24 @@ from typing import Any
 
 import numpy as np
 
+from npuc.targets.tvm import transposed
 from npuc.targets.tvm import weights as w
 from npuc.targets.tvm.depthwise import Depthwise
 from npuc.targets.tvm.direct import Direct, Finish
-from npuc.targets.tvm.dots import FLOAT, choose
-from npuc.targets.tvm.graph import Array, dtype_of, operator, shape_of
+from npuc.targets.tvm.dots import FLOAT, Dot, choose
+from npuc.targets.tvm.emit import constant, lanes_of
+from npuc.targets.tvm.graph import Array, dtype_of, number, operator, shape_of
 from npuc.targets.tvm.integer import Integer
+from npuc.targets.tvm.layout import TO_NHWC
 from npuc.targets.tvm.plan import Plan
-from npuc.targets.tvm.staging import Geometry
+from npuc.targets.tvm.pointwise import quantize
+from npuc.targets.tvm.staging import Code, Geometry, stage_planes
+from npuc.targets.tvm.transposed import Phase
+
+PLANES = 4
+"""Most channels of an image that a convolution rearranges itself."""
+
+BYTES = ("int8", "uint8")
 
 SUMS = ("float32", "int32")
 """Types that convolutions add up in."""
@@ -112,19 +122,61 @@ def _direct(p: Plan, g: Geometry, found: _Weights) -> bool:
             multiple=0 if g.groups == 1 else g.channels // g.groups,
         )
         g = replace(g, round_channels=dot.adds, fill=found.integer.activation.zero)
-    array = _by_input(found.array, g)
-    x = p.input(_input(p, found))
+    tensor = _input(p, found)
+    planes = _planes(p, tensor, g)
+    g = replace(g, planes=planes is not None)
+    x = p.input(tensor if planes is None else planes[0])
+    cut = transposed.phases(g, found.array)
+    parts = [_part(p, c.geometry, c.filters, found, dot) for c in cut or [Phase(g, found.array)]]
+    y = p.output()
+    if planes is not None:
+        x = stage_planes(p.kernel, x, g, dtype_of(tensor), planes[1])
+    for kernel, packed, start in parts:
+        kernel.write(x, packed, start, y)
+    kind = "" if found.integer is None else "_int8"
+    return p.done(f"{'de' if cut else ''}conv{g.kernel[0]}x{g.kernel[1]}{kind}")
+
+
+def _part(
+    p: Plan, g: Geometry, filters: Array, found: _Weights, dot: Dot
+) -> tuple[Direct, Any, Any]:
+    """Declare the constants of one convolution; return its kernel, weights and start values."""
+    array = _by_input(filters, g)
     packed = p.weights(dot.pack(array, p.level.lanes))
     finish: Finish = p.finish
     start, taps = None, None
     if found.integer is not None:
         taps = _classes(g, found.integer.offset(dot.shift))
         start, finish = found.integer.prepare(p, array, p.level.lanes, shift=dot.shift, taps=taps)
-    y = p.output()
-    kernel = Direct(p.kernel, g, finish, dot, heavy=p.heavy, classed=taps is not None)
-    kernel.write(x, packed, start, y)
-    kind = "" if found.integer is None else "_int8"
-    return p.done(f"conv{g.kernel[0]}x{g.kernel[1]}{kind}")
+    return Direct(p.kernel, g, finish, dot, heavy=p.heavy, classed=taps is not None), packed, start
+
+
+def _planes(p: Plan, tensor: Any, g: Geometry) -> tuple[Any, Code] | None:
+    """Return the NCHW image of a few channels that a tensor is made from, and how, or None."""
+    if g.spread != (1, 1) or not 1 < g.channels <= PLANES or min(g.pads) < 0:
+        return None
+    source, made = p.source(tensor), None
+    if operator(source) == "relax.quantize":
+        scale, zero = (number(a) for a in source.args[1:3])
+        if scale is None or zero is None or scale.size != 1 or dtype_of(source) not in BYTES:
+            return None
+        made, source = source, p.source(source.args[0])
+    if operator(source) != "relax.permute_dims" or number(source.args[0]) is not None:
+        return None
+    if source.attrs.axes is None or tuple(int(a) for a in source.attrs.axes) != TO_NHWC:
+        return None
+
+    def code(value: Any) -> Any:
+        if made is None:
+            return value
+        lanes = lanes_of(value)
+        numbers = [(number(a), dtype_of(a)) for a in made.args[1:3]]
+        scale, zero = (
+            constant(a.reshape(()).item(), d, lanes) for a, d in numbers if a is not None
+        )
+        return quantize(value, scale, zero, dtype_of(made))
+
+    return source.args[0], code
 
 
 def _classes(g: Geometry, offset: int) -> Array | None:

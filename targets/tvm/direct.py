@@ -60,7 +60,7 @@ class Direct:
 
     def write(self, x: Any, weights: Any, start: Any, y: Any) -> None:
         """Write the body. `start` holds what each accumulator begins with; None means zero."""
-        x = stage(self.k, x, self.g)
+        x = x if self.g.planes else stage(self.k, x, self.g)
         self.sweep(x, weights, start, y, 0, 0)
 
     def sweep(self, x: Any, weights: Any, start: Any, y: Any, x_base: Any, y_base: Any) -> None:
@@ -155,7 +155,7 @@ class _Job:
         """Finish one pixel of a tile, vector by vector from (memory, index), and store it."""
         d, g, k = self.d, self.d.g, self.d.k
         lanes = k.level.lanes
-        pixel = k.let((line * g.out_w + column) * g.channels_out)
+        pixel = k.let(g.target(line, column) * g.channels_out)
         for v, (memory, index) in enumerate(total):
             used = min(lanes, at.columns - v * lanes)
             for offset, width in pieces(used, lanes):

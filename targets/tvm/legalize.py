@@ -12,13 +12,14 @@ def run(module: Any, level: Level) -> Any:
     import tvm
     from tvm.relax import transform as t
 
+    from npuc.targets.tvm.commute import Commute
     from npuc.targets.tvm.constants import FoldConstants
     from npuc.targets.tvm.layout import Layout
     from npuc.targets.tvm.select import Select
 
     module = t.DecomposeOpsForInference()(module)
     module = FoldConstants(module).run()
-    module = Layout(module).run()
+    module = Layout(Commute(module).run()).run()
     module = FoldConstants(module).run()
     module = t.DeadCodeElimination()(Select(module, level).run())
     module = FoldConstants(module, codes=True).run()

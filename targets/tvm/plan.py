@@ -37,6 +37,7 @@ class Plan:
         self.kernel = Kernel(self.level)
         self._leaves: dict[int, tuple[str, Any]] = {}
         self._skipped: dict[int, int] = {}
+        self._kept: Any = None
 
     @property
     def anchor(self) -> Any:
@@ -86,7 +87,17 @@ class Plan:
                 self._declare(arg)
             if operator(expr) == "relax.take" and key(expr.args[0]) not in self._leaves:
                 self._leaves[key(expr.args[0])] = ("table", self.input(expr.args[0]))
+        if self.region.kept is not None:
+            self._kept = self.kernel.tensor(self.shape, dtype_of(self._stored[0]))
         return self.kernel.tensor(self.shape, dtype_of(self.items[self.region.last][0]))
+
+    @property
+    def _stored(self) -> list[Any]:
+        """The variables whose values are stored, in the order of the kernel's outputs."""
+        kept = self.region.kept
+        return [
+            self.items[m][0] for m in ((kept,) if kept is not None else ()) + (self.region.last,)
+        ]
 
     def _declare(self, arg: Any) -> None:
         inside = {key(self.items[m][0]) for m in self.region.members}
@@ -103,14 +114,18 @@ class Plan:
         """
         known = {} if value is None else {key(self.items[self.region.members[0]][0]): value}
         result = value
+        if known and self.region.kept == self.region.members[0]:
+            self.kernel.store(self._kept, value, index)
         for member in self.region.members[len(known) :]:
             var, expr = self.items[member]
             if key(var) in self._skipped:
                 known[key(var)] = known[self._skipped[key(var)]]
-                continue
-            args = [self._read(a, known, lanes, channel, index) for a in tensor_args(expr)]
-            result = self.kernel.hold(evaluate(expr, args, self.kernel))
-            known[key(var)] = result
+            else:
+                args = [self._read(a, known, lanes, channel, index) for a in tensor_args(expr)]
+                result = self.kernel.hold(evaluate(expr, args, self.kernel))
+                known[key(var)] = result
+            if member == self.region.kept:
+                self.kernel.store(self._kept, known[key(var)], index)
         return result
 
     def _read(self, arg: Any, known: dict[int, Any], lanes: int, channel: Any, index: Any) -> Any:
@@ -139,13 +154,17 @@ class Plan:
         return True
 
     def emit(self, walk: Walk) -> Any:
-        """Emit the call where the region's last operator was."""
-        from tvm import relax
+        """Emit the call where the region's last operator was; bind what else it stores."""
+        from tvm import ir, relax
 
-        var = self.items[self.region.last][0]
         function = walk.bb.add_func(self.function, self.name)
         args: Any = [walk.substitute(a) for a in self.inputs]
-        return walk.emit(relax.call_tir(function, args, out_ty=var.ty))
+        stored = self._stored
+        if len(stored) == 1:
+            return walk.emit(relax.call_tir(function, args, out_ty=stored[0].ty))
+        both = walk.emit(relax.call_tir(function, args, out_ty=[var.ty for var in stored]))
+        walk.bind(stored[0], walk.emit(ir.TupleGetItem(both, 0)))
+        return walk.emit(ir.TupleGetItem(both, 1))
 
 
 def evaluate(expr: Any, args: list[Any], kernel: Kernel) -> Any:

@@ -31,10 +31,11 @@ class Region:
     """An anchor (a convolution, a matrix product) and the elementwise operators after it.
 
     `members` are positions in main, the anchor first; the last one's value is the result and the
-    only one that is used elsewhere.
+    only one that is used elsewhere, but for `kept`: the position of a value that is stored, too.
     """
 
     members: tuple[int, ...]
+    kept: int | None = None
 
     @property
     def last(self) -> int:
@@ -61,7 +62,7 @@ class Regions:
         shape = shape_of(var)
         inside = {key(var)}
         members = [anchor]
-        best = tuple(members)
+        best = Region(tuple(members))
         limit = LIMIT
         for position in range(anchor + 1, len(self.items)):
             if len(members) > limit:
@@ -75,17 +76,31 @@ class Regions:
             inside.add(key(item))
             if dtype_of(item) != "float32":
                 limit = LIMIT_WHOLE
-            if dtype_of(item) != whole.TRUTH and self._closed(members):
-                best = tuple(members)
-        return Region(best)
+            if dtype_of(item) == whole.TRUTH:
+                continue
+            used = self._used(members)
+            if not used:
+                best = Region(tuple(members))
+            elif operator(expr) == "relax.quantize" and self._keeps(used, position):
+                best = Region(tuple(members), used[0])
+        return best
 
-    def _closed(self, members: list[int]) -> bool:
-        """Whether only the last member's value is used elsewhere."""
+    def _used(self, members: list[int]) -> list[int]:
+        """Return the members before the last whose values are used elsewhere."""
         held = set(members)
-        inner = [self.items[m][0] for m in members[:-1]]
-        return all(
-            key(v) not in self._outputs and set(self._users.get(key(v), ())) <= held for v in inner
-        )
+        return [m for m in members[:-1] if self._readers(m) - held or self._is_output(m)]
+
+    def _keeps(self, used: list[int], last: int) -> bool:
+        """Whether a region can store a second value: floats, which nobody reads before its end."""
+        if len(used) != 1 or dtype_of(self.items[used[0]][0]) != "float32":
+            return False
+        return not any(used[0] < reader < last for reader in self._readers(used[0]))
+
+    def _readers(self, member: int) -> set[int]:
+        return set(self._users.get(key(self.items[member][0]), ()))
+
+    def _is_output(self, member: int) -> bool:
+        return key(self.items[member][0]) in self._outputs
 
     def _joins(self, var: Any, expr: Any, inside: set[int], shape: tuple[int, ...]) -> bool:
         if not is_tensor(var) or shape_of(var) != shape:

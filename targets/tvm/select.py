@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from npuc.targets.tvm import chains, convolution, pointwise, product, rows
+from npuc.targets.tvm import chains, convolution, joining, pointwise, pooling, product, rows
 from npuc.targets.tvm import weights as w
 from npuc.targets.tvm.cpu_level import Level
 from npuc.targets.tvm.graph import Walk, bindings, dtype_of, is_var, key, operator, parts
@@ -13,6 +13,9 @@ from npuc.targets.tvm.regions import Region, Regions
 PLANNERS = {
     "relax.nn.conv2d": convolution.plan,
     "relax.nn.conv2d_transpose": convolution.plan,
+    "relax.concat": joining.plan,
+    "relax.nn.max_pool2d": pooling.plan,
+    "relax.nn.avg_pool2d": pooling.plan,
     "relax.matmul": product.plan,
     "relax.nn.softmax": rows.softmax,
     "relax.nn.log_softmax": rows.softmax,

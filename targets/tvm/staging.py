@@ -1,10 +1,21 @@
 """The shape of a convolution on NHWC tensors, and the copy of its input with a border around it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from npuc.targets.tvm.emit import Kernel, constant, dtype_of, pieces, tirx, widen
+import numpy as np
+
+from npuc.targets.tvm.emit import (
+    Kernel,
+    cast,
+    constant,
+    dtype_of,
+    pieces,
+    tirx,
+    widen,
+)
 
 CLIPPED = 3
 """Output pixels at either end of a line that may miss columns of the filter: each of their tiles
@@ -12,6 +23,16 @@ is written out by itself. Beyond, and for dilated filters whose borders are wide
 
 Span = tuple[int, int]
 """Positions of a filter's rows or columns that lie inside the input, from and to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where outputs go that are every `step`-th pixel of an image of `height` by `width`."""
+
+    height: int
+    width: int
+    step: tuple[int, int]
+    first: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -36,11 +57,15 @@ class Geometry:
     groups: int = 1
     round_channels: int = 1
     fill: int = 0
+    planes: bool = False
+    """Whether the input is NCHW: then a copy is always made, which is NHWC."""
+    place: Place | None = None
+    """Where outputs are stored, if not one after the other."""
 
     @cached_property
     def staged(self) -> bool:
         """Whether the kernel reads a copy of its input instead of the input itself."""
-        if self.spread != (1, 1) or self.pixel != self.channels:
+        if self.spread != (1, 1) or self.pixel != self.channels or self.planes:
             return True
         return any(self.pads) and not self._clips
 
@@ -49,7 +74,7 @@ class Geometry:
         """Whether kernels can leave out what lies on the border, instead of reading a copy."""
         whole = (0, self.kernel[1])
         ends = [span == whole for span in self.column_spans]
-        if min(self.pads) < 0 or any(a >= b for a, b in (*self.row_spans, *self.column_spans)):
+        if any(a >= b for a, b in (*self.row_spans, *self.column_spans)):
             return False
         if len(ends) <= 2 * CLIPPED:
             return True
@@ -108,7 +133,8 @@ class Geometry:
     @property
     def flat(self) -> bool:
         """Whether pixels of all lines form one long line: a matrix product."""
-        return self.kernel == (1, 1) == self.stride and not any(self.pads) and self.groups == 1
+        plain = self.kernel == (1, 1) == self.stride and self.place is None
+        return plain and not any(self.pads) and self.groups == 1
 
     @property
     def multiply_adds(self) -> int:
@@ -127,6 +153,15 @@ class Geometry:
             return (top + column * self.stride[1]) * self.pixel
         top = (image * self.height + row * self.stride[0] - self.pads[0]) * self.width
         return (top + column * self.stride[1] - self.pads[1]) * self.pixel
+
+    def target(self, line: Any, column: Any) -> Any:
+        """Which pixel of the stored output an output pixel is."""
+        if self.place is None:
+            return line * self.out_w + column
+        at, (down, across) = self.place, self.place.step
+        image, row = line // self.out_h, line % self.out_h
+        top = (image * at.height + row * down + at.first[0]) * at.width
+        return top + column * across + at.first[1]
 
     def inside(self, k: Kernel, line: Any) -> tuple[Any, Any]:
         """Return the first and the number of the filter's rows inside the input at a line."""
@@ -211,6 +246,65 @@ def stage(k: Kernel, x: Any, g: Geometry) -> Any:
             source = k.let((image * g.height + row // g.spread[0]) * g.width * g.channels)
             _copy_line(k, x, copy, source, start + g.pads[1] * g.pixel, g, lanes)
     return copy
+
+
+Code = Callable[[Any], Any]
+"""(vector of an input's values) → what the kernel reads in their place."""
+
+
+def stage_planes(k: Kernel, x: Any, g: Geometry, dtype: str, code: Code) -> Any:
+    """Copy an NCHW input of a few channels as `stage` does an NHWC one; return what to read.
+
+    `code` is applied to every value, such as its quantization to `dtype`: for the first layer of
+    a network this is the only time that the image is read.
+    """
+    lanes = k.level.lanes
+    line, plane = g.padded_w * g.pixel, g.height * g.width
+    copy = k.scratch(g.batch * g.padded_h * line, dtype)
+    wide = lanes * 4 // np.dtype(dtype).itemsize
+    with k.units(g.batch * g.padded_h, g.batch * g.padded_h * line * 4) as unit:
+        image, row = k.let(unit // g.padded_h), k.let(unit % g.padded_h - g.pads[0])
+        start = k.let(unit * line)
+        _fill(k, copy, start, line, constant(g.fill, dtype), wide)
+        with k.when(_all([row >= 0, row < g.height])):
+            source = k.let(image * g.channels * plane + row * g.width)
+            target = k.let(start + g.pads[1] * g.pixel)
+            whole = g.width // lanes
+            with k.loop(whole) as step:
+                _interleave(k, x, copy, source + step * lanes, target, step * lanes, g, lanes, code)
+            for first, width in pieces(g.width - whole * lanes, lanes):
+                at = whole * lanes + first
+                _interleave(k, x, copy, source + at, target, at, g, width, code)
+    return copy
+
+
+def _interleave(
+    k: Kernel, x: Any, copy: Any, source: Any, target: Any, column: Any, g: Geometry, width: int,
+    code: Code,
+) -> None:  # fmt: skip
+    """Store the channels of `width` neighbouring pixels, pixel by pixel."""
+    plane = g.height * g.width
+    values = [k.hold(code(k.load(x, source + c * plane, width))) for c in range(g.channels)]
+    t = tirx()
+    at = k.let(target + column * g.pixel)
+    if g.pixel == 4 and values[0].ty.dtype != "float32" and dtype_of(copy).itemsize == 1:
+        # Held word by word: TVM's simplifier takes shifts of vectors for those of numbers.
+        spare = (g.fill & 255) << 24 if g.channels < 4 else 0
+        word = constant(spare - (1 << 32 if spare >> 31 else 0), "int32", width)
+        for c, value in enumerate(values):
+            byte = k.hold(cast(value, "int32"))
+            byte = k.hold(byte & constant(255, "int32", width))
+            word = k.hold(word | k.hold(byte << constant(8 * c, "int32", width)))
+        k.store(copy, t.reinterpret(f"{dtype_of(copy).name}x{4 * width}", word), at)
+        return
+    order = [c * width + pixel for pixel in range(width) for c in range(g.channels)]
+    if g.pixel == g.channels and width > 1:
+        k.store(copy, t.Shuffle(values, order), at)
+        return
+    for pixel in range(width):
+        for c, value in enumerate(values):
+            lane = t.Shuffle([value], [pixel]) if width > 1 else value
+            k.store(copy, lane, at + pixel * g.pixel + c)
 
 
 def _copy_line(

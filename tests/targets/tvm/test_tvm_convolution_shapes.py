@@ -126,3 +126,48 @@ def test_codes(
     scale, middle = made.constant(np.float32(0.37)), made.constant(np.uint8(100))
     made.output(made.node("QuantizeLinear", made.node("Relu", y), scale, middle))
     assert answer(made, cpu=cpu).faults(0.0) == []
+
+
+@st.composite
+def transposed(draw: Any) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
+    """Shapes of an input and of filters, and attributes."""
+    odd = st.sampled_from([1, 3, 4, 8, 17, 20])
+    groups = draw(st.sampled_from([1, 1, 2]))
+    kernel = [draw(st.integers(1, 4)) for _ in range(2)]
+    strides = [draw(st.integers(1, 3)) for _ in range(2)]
+    pads = [draw(st.integers(0, k - 1)) for k in (*kernel, *kernel)]
+    more = [draw(st.integers(0, s - 1)) for s in strides]
+    channels, out = draw(odd) * groups, draw(odd)
+    size = [draw(st.integers(3, 12)) for _ in range(2)]
+    attributes = {"strides": strides, "pads": pads, "output_padding": more, "group": groups}
+    return (2, channels, *size), (channels, out, *kernel), attributes
+
+
+@pytest.mark.parametrize("codes", [False, True])
+@PROFILE
+@given(case=transposed())
+def test_transposed(
+    graph: Callable[..., Any],
+    answer: Callable[..., Any],
+    floats: Callable[..., Any],
+    codes: bool,
+    case: Any,
+) -> None:
+    size, filters, attributes = case
+    made = graph()
+    x, w = floats(size), floats(filters, 1)
+    if codes:
+        step, zero = made.constant(np.float32(2.0**-4)), made.constant(np.uint8(7))
+        data = made.input((np.abs(x) * 90).astype(np.uint8))
+        data = made.node("DequantizeLinear", data, step, zero)
+        none = made.constant(np.int8(0))
+        weights = made.constant(np.round(np.clip(w, -3, 3) * 4).astype(np.int8))
+        weights = made.node("DequantizeLinear", weights, step, none)
+    else:
+        data, weights = made.input(x), made.constant(w)
+    y = made.node("ConvTranspose", data, weights, **attributes)
+    made.output(y)
+    made.output(
+        made.node("Conv", y, made.constant(floats((2, filters[1] * attributes["group"], 1, 1))))
+    )
+    assert answer(made).faults(TOLERANCE) == []

@@ -147,7 +147,7 @@ def test_between_convolutions(
 
 
 def test_images_stay_channels_last_through_a_network(graph: Callable[..., Any]) -> None:
-    """A residual network transposes its input once and nothing else."""
+    """A residual network transposes nothing: its first convolution reads the image as it is."""
     from npuc.targets.tvm import cpu_level, importer, legalize, rewrites
     from npuc.targets.tvm.graph import bindings
 
@@ -164,6 +164,6 @@ def test_images_stay_channels_last_through_a_network(graph: Callable[..., Any]) 
     with level.target():
         done = legalize.run(module, level)
     called = [str(expr.args[0].name_hint) for _, expr in bindings(done) if len(expr.args) > 1]
-    assert sum("transpose" in name for name in called) == 1
-    # four convolutions with their additions, three Relu with two readers, transpose, pool, flatten
-    assert len(called) <= 10, called
+    assert not any("transpose" in name for name in called)
+    # four convolutions with their additions, three Relu with two readers, pool, flatten
+    assert len(called) <= 9, called
