@@ -219,4 +219,6 @@ def _weight(bench: SideBySide, value: ir.Value, site: Site, scheme: IntScheme) -
     coded = codes.weight_codes(array, scales, site.axis, scheme).astype(np.float32)
     shape = [-1 if axis == site.axis else 1 for axis in range(array.ndim)]
     shaped = scales if site.axis is None else scales.reshape(shape)
-    return bench.constant(((coded - codes.weight_zero(scheme)) * shaped).astype(np.float32))
+    with np.errstate(over="ignore"):  # a mask's codes may reach beyond float32
+        values = (coded - codes.weight_zero(scheme)) * shaped
+    return bench.constant(values.astype(np.float32))

@@ -53,7 +53,8 @@ def dequantized(call: Any) -> Array | None:
     along = _along(codes.ndim, int(call.attrs.axis), scale.size)
     offset = zero.astype(np.int32).reshape(along if zero.size > 1 else ())
     shifted = (codes.astype(np.int32) - offset).astype(np.float32)
-    return (shifted * scale.reshape(along)).astype(np.float32)
+    with np.errstate(over="ignore"):  # a mask's codes may reach beyond float32
+        return np.asarray(shifted * scale.reshape(along), np.float32)
 
 
 def codes(expr: Any, sources: Sources) -> Codes | None:
