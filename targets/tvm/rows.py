@@ -30,7 +30,7 @@ def softmax(p: Plan) -> bool:
     with k.units(count, _size(shape) * 20) as row:
         start = k.let(row * length)
         row_values, first = (y, start) if alone else (k.scratch(length, "float32"), 0)
-        top = _reduce(k, length, FLOOR, _max, lambda at, n: k.load(x, start + at, n))
+        top = reduce(k, length, FLOOR, larger, lambda at, n: k.load(x, start + at, n))
 
         def shifted(at: Any, lanes: int) -> Any:
             value = functions.exp(k.load(x, start + at, lanes) - widen(top, lanes))
@@ -38,10 +38,9 @@ def softmax(p: Plan) -> bool:
             k.store(row_values, result, first + at)
             return result
 
-        total = _reduce(k, length, 0.0, _add, shifted)
+        total = reduce(k, length, 0.0, add, shifted)
         log_total = k.let(_log(total)) if logarithm else None
-        for_each = _each(k, length)
-        for at, lanes in for_each:
+        for at, lanes in each(k, length):
             if log_total is not None:
                 value = k.load(x, start + at, lanes) - widen(top, lanes) - widen(log_total, lanes)
             else:
@@ -65,17 +64,17 @@ def layer_norm(p: Plan) -> bool:
     y = p.output()
     with k.units(_size(shape) // length, _size(shape) * 8) as row:
         start = k.let(row * length)
-        total = _reduce(k, length, 0.0, _add, lambda at, n: k.load(x, start + at, n))
+        total = reduce(k, length, 0.0, add, lambda at, n: k.load(x, start + at, n))
         mean = k.let(total * constant(1.0 / length, "float32"))
 
         def squared(at: Any, lanes: int) -> Any:
             gap = k.let(k.load(x, start + at, lanes) - widen(mean, lanes))
             return gap * gap
 
-        spread = _reduce(k, length, 0.0, _add, squared)
+        spread = reduce(k, length, 0.0, add, squared)
         inner = spread * constant(1.0 / length, "float32") + constant(float(a.epsilon), "float32")
         factor = k.let(constant(1.0, "float32") / _sqrt(inner))
-        for at, lanes in _each(k, length):
+        for at, lanes in each(k, length):
             value = (k.load(x, start + at, lanes) - widen(mean, lanes)) * widen(factor, lanes)
             if scale is not None:
                 value = value * k.load(scale, at, lanes)
@@ -109,17 +108,17 @@ def reduction(p: Plan) -> bool:
     outer, length = _size(shape[: reduced[0]]), _size(shape[reduced[0] : reduced[-1] + 1])
     inner = _size(shape[reduced[-1] + 1 :])
     start, kind = _JOINS[operator(p.anchor)]
-    join = {"add": _add, "max": _max, "min": _min}[kind]
+    join = {"add": add, "max": larger, "min": smaller}[kind]
     mean = operator(p.anchor) == "relax.mean"
     x = p.input(data)
     y = p.output()
     with k.units(outer, outer * length * inner) as row:
         if inner == 1:
             base = k.let(row * length)
-            total = _reduce(k, length, start, join, lambda at, n: k.load(x, base + at, n))
+            total = reduce(k, length, start, join, lambda at, n: k.load(x, base + at, n))
             k.store(y, total / constant(float(length), "float32") if mean else total, row)
         else:
-            for at, lanes in _each(k, inner):
+            for at, lanes in each(k, inner):
                 _down(k, x, y, row * (length * inner) + at, row * inner + at, length, inner, lanes,
                       start, join, mean)  # fmt: skip
     return p.done(operator(p.anchor).removeprefix("relax."))
@@ -140,7 +139,7 @@ def _down(
     k.store(y, result / constant(float(length), "float32", lanes) if mean else result, target)
 
 
-def _each(k: Kernel, length: int) -> Any:
+def each(k: Kernel, length: int) -> Any:
     """Iterate over (position, lanes): whole vectors in a loop, then the rest."""
     lanes = k.level.lanes
     whole = length // lanes
@@ -151,12 +150,12 @@ def _each(k: Kernel, length: int) -> Any:
         yield whole * lanes + start, width
 
 
-def _reduce(k: Kernel, length: int, start: float, join: Join, value: Any) -> Any:
+def reduce(k: Kernel, length: int, start: float, join: Join, value: Any) -> Any:
     """Join all values of a row: lane by lane first, then the lanes in order."""
     lanes = k.level.lanes
     total = k.scratch(lanes, "float32")
     k.store(total, constant(start, "float32", lanes), 0)
-    for at, width in _each(k, length):
+    for at, width in each(k, length):
         k.store(total, join(k.load(total, 0, width), value(at, width)), 0)
     result = k.load(total, 0)
     for lane in range(1, min(lanes, length)):
@@ -164,17 +163,17 @@ def _reduce(k: Kernel, length: int, start: float, join: Join, value: Any) -> Any
     return k.let(result)
 
 
-def _add(a: Any, b: Any) -> Any:
+def add(a: Any, b: Any) -> Any:
     return a + b
 
 
-def _max(a: Any, b: Any) -> Any:
+def larger(a: Any, b: Any) -> Any:
     from tvm import tirx as t
 
     return t.max(a, b)
 
 
-def _min(a: Any, b: Any) -> Any:
+def smaller(a: Any, b: Any) -> Any:
     from tvm import tirx as t
 
     return t.min(a, b)

@@ -3,8 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
-from npuc.targets.tvm import chains, convolution, joining, pointwise, pooling, product, rows
+from npuc.targets.tvm import (
+    attention_kernel,
+    chains,
+    convolution,
+    joining,
+    pointwise,
+    pooling,
+    product,
+    rows,
+)
 from npuc.targets.tvm import weights as w
+from npuc.targets.tvm.attention import Finder
 from npuc.targets.tvm.cpu_level import Level
 from npuc.targets.tvm.graph import Walk, bindings, dtype_of, is_var, key, operator, parts
 from npuc.targets.tvm.plan import Plan
@@ -52,6 +62,7 @@ class Select(Walk):
         operands = self._operands()
         regions = Regions(self._items, outputs, operands)
         taken: set[int] = set()
+        self._attention(regions, outputs, taken)
         for at, (_, expr) in enumerate(self._items):
             planner = PLANNERS.get(operator(expr))
             if planner is None or at in taken:
@@ -65,6 +76,19 @@ class Select(Walk):
             region = regions.grow(at, taken)
             if len(region.members) > 1:
                 self._try(chains.plan, region, taken)
+
+    def _attention(self, regions: Regions, outputs: set[int], taken: set[int]) -> None:
+        """Plan attention first: its products are none of their own then."""
+        finder = Finder(self._items, self._sources, outputs, self.level)
+        for at, (_, expr) in enumerate(self._items):
+            match = finder.find(at) if operator(expr) == "relax.nn.softmax" else None
+            if match is not None:
+                region = regions.grow(match.last, taken)
+                self._try(attention_kernel.planner(match), region, taken)
+                taken.update(match.members)
+                self._inner.update(match.members[:-1])
+                if region.last != match.last:
+                    self._inner.add(match.last)
 
     def _try(self, planner: Callable[[Plan], bool], region: Region, taken: set[int]) -> None:
         plan = Plan(self.level, self._items, region, self._sources)
