@@ -1,8 +1,10 @@
 """Build small ONNX programs, and run them through TVM and ONNX Runtime."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -13,6 +15,13 @@ from onnx import helper, numpy_helper
 from npuc.program import Program, Tensors
 from npuc.runners import OnnxRunner
 from npuc.targets import tvm
+from npuc.targets.tvm import cpu_level, runtime
+
+if TYPE_CHECKING:
+    from tests.targets.tvm.emulated import harness
+else:
+    sys.path.insert(0, str(Path(__file__).parent / "emulated"))
+    import harness
 
 Array = np.ndarray[Any, Any]
 
@@ -124,6 +133,30 @@ def answer() -> Callable[..., Answers]:
         lowered = tvm.lower(program, **options)
         call = made.feed if feed is None else feed
         return Answers(tvm.load(lowered.files, program)(call), OnnxRunner(program)(call), lowered)
+
+    return run
+
+
+@pytest.fixture
+def anywhere() -> Callable[[Graph, str], tuple[Tensors, Tensors]]:
+    """Return a function that runs a graph compiled for a CPU, and the same in ONNX Runtime.
+
+    aarch64 is emulated. Where that or an instruction is missing, the test is skipped.
+    """
+
+    def run(made: Graph, cpu: str) -> tuple[Tensors, Tensors]:
+        level = cpu_level.resolve(cpu)
+        foreign = level.arch == "aarch64"
+        fault = runtime.host_fault(level.arch, level.requires)
+        reason = harness.missing() if foreign else fault.message if fault else ""
+        if reason:
+            pytest.skip(reason)
+        program = made.program()
+        expected = OnnxRunner(program)(made.feed)
+        if foreign:
+            return harness.run(program, made.feed, cpu), expected
+        files = tvm.lower(program, cpu=cpu).files
+        return tvm.load(files, program)(made.feed), expected
 
     return run
 
