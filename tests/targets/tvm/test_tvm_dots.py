@@ -1,0 +1,109 @@
+"""Which multiply-add a CPU gets, and that the code has it; test_random_* say that it is exact."""
+
+import platform
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from npuc.errors import UsageError
+from npuc.targets.tvm import build, cpu_level, dots, importer, rewrites
+
+WANTED = {
+    "x86-64-v3": ("vpmaddwd", "vpmaddwd"),
+    "x86-64-v3+avxvnni": ("vpdpbusd", "vpdpbusd"),
+    "x86-64-v4": ("vpmaddwd", "vpmaddwd"),
+    "x86-64-v4+avx512vnni": ("vpdpbusd", "vpdpbusd"),
+    "aarch64:cortex-a76": ("sdot", "sdot"),
+    "aarch64+dotprod": ("sdot", "sdot"),
+    "aarch64+i8mm": ("usdot", "sdot"),
+    "aarch64:neoverse-v1": ("usdot", "sdot"),
+}
+"""CPU → the instructions for unsigned and for signed codes."""
+
+
+def products(graph: Callable[..., Any], dtype: str) -> Any:
+    """Return a program: codes [6, 20] times int8 weights [20, 18]."""
+    made = graph()
+    x = np.zeros((6, 20), dtype)
+    weights = np.arange(-180, 180).reshape(20, 18).clip(-128, 127).astype(np.int8)
+    one, none = made.constant(np.float32(1)), made.constant(np.array(3, dtype))
+    data = made.node("DequantizeLinear", made.input(x), one, none)
+    zero = made.constant(np.int8(0))
+    filters = made.node("DequantizeLinear", made.constant(weights), one, zero)
+    made.output(made.node("MatMul", data, filters))
+    return made.program()
+
+
+@pytest.mark.parametrize("cpu", WANTED)
+def test_the_instruction_is_in_the_code(graph: Callable[..., Any], cpu: str) -> None:
+    for dtype, wanted in zip(("uint8", "int8"), WANTED[cpu], strict=True):
+        relax = importer.to_relax(rewrites.prepare(products(graph, dtype).model))
+        made: Any = build.compile_module(relax, cpu_level.resolve(cpu))
+        (code,) = made.mod.imports
+        lines = code.inspect_source("asm")
+        instructions = set(re.findall(r"^\s+(?:\{vex\}\s+)?([a-z]\w+)", lines, re.MULTILINE))
+        assert wanted in instructions, (cpu, dtype)
+        assert "vpmaddubsw" not in instructions, "it saturates"
+
+
+@pytest.mark.parametrize(
+    ("cpu", "said"),
+    [
+        ("x86-64-v3+dotprod", "avx512vnni or avxvnni"),
+        ("x86-64-v3+avx512vnni", "x86-64-v4"),
+        ("aarch64+avxvnni", "dotprod or i8mm"),
+        ("aarch64:cortex-a76+", "dotprod or i8mm"),
+        ("native+avxvnni", "--cpu native"),
+    ],
+)
+def test_features_that_a_cpu_cannot_have_are_refused(cpu: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        cpu_level.resolve(cpu)
+    assert said in caught.value.hint
+
+
+def test_what_a_hypervisor_hides_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLVM goes by the CPU's model, the machine by its flags."""
+    from tvm.target import codegen
+
+    monkeypatch.setattr(codegen, "llvm_get_system_cpu", lambda: "znver5")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    flags = {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "avx_vnni"}
+    monkeypatch.setattr(cpu_level, "host_flags", lambda: frozenset(flags))
+    level = cpu_level.resolve("native")
+    assert (level.lanes, level.dot) == (8, "avxvnni")
+    assert {"-avx512f", "-avx512vnni", "-avx512vpopcntdq"} <= set(level.features)
+    assert not [f for f in level.features if f.startswith("-avxvnni")]
+    assert set(level.requires) == flags
+    monkeypatch.setattr(cpu_level, "host_flags", lambda: frozenset(flags - {"fma"}))
+    with pytest.raises(UsageError, match="lacks fma"):
+        cpu_level.resolve("native")
+
+
+def test_what_arm_code_needs_is_required() -> None:
+    assert cpu_level.resolve("aarch64").requires == ("asimd",)
+    assert "asimddp" in cpu_level.resolve("aarch64+dotprod").requires
+    needed = cpu_level.resolve("aarch64:neoverse-v1").requires
+    assert {"asimddp", "i8mm", "sve", "atomics"} <= set(needed)
+
+
+@pytest.mark.parametrize(("multiple", "adds"), [(0, 4), (8, 4), (6, 2), (3, 1)])
+def test_runs_that_cannot_be_padded_get_narrower_instructions(multiple: int, adds: int) -> None:
+    level = cpu_level.resolve("x86-64-v4+avx512vnni")
+    assert dots.choose(level, signed=False, narrow=True, multiple=multiple).adds == adds
+    # Weights of nine bits need int16.
+    wide = dots.choose(level, signed=False, narrow=False, multiple=multiple)
+    assert wide.adds == min(adds, 2)
+
+
+def test_packing_keeps_every_weight_and_pads_with_zeros() -> None:
+    weights = np.arange(1, 1 + 2 * 8 * 5, dtype=np.int16).reshape(2, 8, 5)
+    packed = dots.Dot(4, "int32", "uint8").pack(weights, 4)
+    assert packed.shape == (2, 2, 2, 4, 4)
+    for group, depth, column in np.ndindex(weights.shape):
+        found = packed[group, column // 4, depth // 4, column % 4, depth % 4]
+        assert found == weights[group, depth, column]
+    assert packed.sum() == weights.sum()
