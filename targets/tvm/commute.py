@@ -15,8 +15,12 @@ class Commute(Walk):
         for expr in (*self._sources.values(), self.main.body.body):
             for var in parts(expr):
                 self._readers[key(var)] = self._readers.get(key(var), 0) + 1
+        found = [expr for expr in self._sources.values() if self._pool(expr) is not None]
+        self._moved = {key(expr.args[0]) for expr in found}
 
     def visit(self, var: Any, expr: Any) -> None:
+        if key(var) in self._moved:
+            return
         pool = self._pool(expr)
         if pool is None:
             super().visit(var, expr)

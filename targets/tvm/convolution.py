@@ -1,6 +1,7 @@
 """Plan a 2-D convolution, transposed or not, float32 or int8, on NHWC tensors."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,19 +11,16 @@ from npuc.targets.tvm import weights as w
 from npuc.targets.tvm.depthwise import Depthwise
 from npuc.targets.tvm.direct import Direct, Finish
 from npuc.targets.tvm.dots import FLOAT, Dot, choose
-from npuc.targets.tvm.emit import constant, lanes_of
 from npuc.targets.tvm.graph import Array, dtype_of, number, operator, shape_of
 from npuc.targets.tvm.integer import Integer
 from npuc.targets.tvm.layout import TO_NHWC
 from npuc.targets.tvm.plan import Plan
-from npuc.targets.tvm.pointwise import quantize
+from npuc.targets.tvm.pointwise import known_step, quantize_known
 from npuc.targets.tvm.staging import Code, Geometry, stage_planes
 from npuc.targets.tvm.transposed import Phase
 
 PLANES = 4
 """Most channels of an image that a convolution rearranges itself."""
-
-BYTES = ("int8", "uint8")
 
 SUMS = ("float32", "int32")
 """Types that convolutions add up in."""
@@ -155,28 +153,21 @@ def _planes(p: Plan, tensor: Any, g: Geometry) -> tuple[Any, Code] | None:
     """Return the NCHW image of a few channels that a tensor is made from, and how, or None."""
     if g.spread != (1, 1) or not 1 < g.channels <= PLANES or min(g.pads) < 0:
         return None
-    source, made = p.source(tensor), None
+    source = p.source(tensor)
+    code: Code = _as_it_is
     if operator(source) == "relax.quantize":
-        scale, zero = (number(a) for a in source.args[1:3])
-        if scale is None or zero is None or scale.size != 1 or dtype_of(source) not in BYTES:
+        if known_step(source) is None:
             return None
-        made, source = source, p.source(source.args[0])
+        code, source = partial(quantize_known, source), p.source(source.args[0])
     if operator(source) != "relax.permute_dims" or number(source.args[0]) is not None:
         return None
     if source.attrs.axes is None or tuple(int(a) for a in source.attrs.axes) != TO_NHWC:
         return None
-
-    def code(value: Any) -> Any:
-        if made is None:
-            return value
-        lanes = lanes_of(value)
-        numbers = [(number(a), dtype_of(a)) for a in made.args[1:3]]
-        scale, zero = (
-            constant(a.reshape(()).item(), d, lanes) for a, d in numbers if a is not None
-        )
-        return quantize(value, scale, zero, dtype_of(made))
-
     return source.args[0], code
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _classes(g: Geometry, offset: int) -> Array | None:

@@ -7,9 +7,18 @@ import numpy as np
 
 from npuc.targets.tvm import markers, whole
 from npuc.targets.tvm.cpu_level import Level
-from npuc.targets.tvm.emit import Kernel, constant, rounded, widen
+from npuc.targets.tvm.emit import Kernel, constant, lanes_of, rounded, widen
 from npuc.targets.tvm.graph import Array, Walk, dtype_of, key, number, operator, shape_of
-from npuc.targets.tvm.pointwise import OPERATORS, SLOW, bounds, clip, quantize
+from npuc.targets.tvm.pointwise import (
+    OPERATORS,
+    SLOW,
+    bounds,
+    clip,
+    known_step,
+    quantize,
+    quantize_by,
+    quantize_known,
+)
 from npuc.targets.tvm.regions import Binding, Region, leaf_kind, shaped_args, tensor_args
 from npuc.targets.tvm.rounding import round_to
 from npuc.targets.tvm.vecmath import Functions, in_kernel
@@ -38,6 +47,8 @@ class Plan:
         self._leaves: dict[int, tuple[str, Any]] = {}
         self._skipped: dict[int, int] = {}
         self._kept: Any = None
+        self._steps: dict[int, tuple[int, int]] = {}
+        self._numbers: Any = None
 
     @property
     def anchor(self) -> Any:
@@ -87,9 +98,31 @@ class Plan:
                 self._declare(arg)
             if operator(expr) == "relax.take" and key(expr.args[0]) not in self._leaves:
                 self._leaves[key(expr.args[0])] = ("table", self.input(expr.args[0]))
+        self._declare_steps(first)
         if self.region.kept is not None:
             self._kept = self.kernel.tensor(self.shape, dtype_of(self._stored[0]))
         return self.kernel.tensor(self.shape, dtype_of(self.items[self.region.last][0]))
+
+    def _declare_steps(self, first: int) -> None:
+        """Take the numbers of quantizations from memory: kernels that differ in them are one."""
+        found: list[Array] = []
+        for member in self.region.members[first:]:
+            var, expr = self.items[member]
+            step = known_step(expr) if operator(expr) == "relax.quantize" else None
+            if step is not None:
+                numbers, zero = step
+                self._steps[key(var)] = (len(numbers) * len(found), zero)
+                found.append(numbers)
+        if found:
+            self._numbers = self.weights(np.concatenate(found))
+
+    def _evaluate(self, var: Any, expr: Any, args: list[Any]) -> Any:
+        if key(var) not in self._steps:
+            return evaluate(expr, args, self.kernel)
+        at, zero = self._steps[key(var)]
+        lanes = lanes_of(args[0])
+        numbers = [widen(self.kernel.load(self._numbers, at + i), lanes) for i in range(4)]
+        return quantize_by(args[0], numbers, zero, dtype_of(var))
 
     @property
     def _stored(self) -> list[Any]:
@@ -122,7 +155,7 @@ class Plan:
                 known[key(var)] = known[self._skipped[key(var)]]
             else:
                 args = [self._read(a, known, lanes, channel, index) for a in tensor_args(expr)]
-                result = self.kernel.hold(evaluate(expr, args, self.kernel))
+                result = self.kernel.hold(self._evaluate(var, expr, args))
                 known[key(var)] = result
             if member == self.region.kept:
                 self.kernel.store(self._kept, known[key(var)], index)
@@ -177,7 +210,8 @@ def evaluate(expr: Any, args: list[Any], kernel: Kernel) -> Any:
         return clip(args[0], *bounds(expr))
     if name == "relax.quantize":
         data, scale, zero = args
-        return quantize(data, scale, zero, str(expr.attrs.out_dtype))
+        known = quantize_known(expr, data)
+        return quantize(data, scale, zero, str(expr.attrs.out_dtype)) if known is None else known
     if name in OPERATORS and dtype_of(expr) == "float32":
         result = OPERATORS[name](expr, args, Functions(in_kernel(kernel)))
     else:

@@ -5,15 +5,18 @@ argument, all with as many lanes, and returns the result's value. Kernels end wi
 elementwise operators that stand alone are legalised through them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from npuc.targets.tvm import markers
 from npuc.targets.tvm.emit import cast, constant, fma, lanes_of
+from npuc.targets.tvm.graph import number
 from npuc.targets.tvm.rounding import round_to
 from npuc.targets.tvm.vecmath import Functions, in_expression, is_nan
+
+Array = np.ndarray[Any, Any]
 
 Operator = Callable[[Any, list[Any], Functions], Any]
 
@@ -74,51 +77,67 @@ def quantize(x: Any, scale: Any, zero: Any, dtype: str) -> Any:
     """Return saturate(round(x / scale) + zero), ties to even, as ONNX QuantizeLinear."""
     info = np.iinfo(dtype)
     lanes = lanes_of(x)
-    step, offset = _number(scale), _number(zero)
-    if step is not None and offset is not None and _SMALLEST < step < 1 / _SMALLEST:
-        return _quantize_known(x, np.float32(step), int(offset), dtype)
     rounded = _t().nearbyint(x / scale) + cast(zero, "float32")
     low, high = (constant(float(v), "float32", lanes) for v in (info.min, info.max))
     return cast(_t().min(_t().max(rounded, low), high), dtype)
 
 
-_SMALLEST = 1e-15
+SMALLEST = 1e-15
 """Scales from here to its reciprocal leave every step of a division within float32's range."""
 
-_MAGIC = 12582912.0
+MAGIC = 12582912.0
 """1.5 · 2²³: added to a float of less than 2²² it leaves the rounded integer in the low bits."""
 
 
-def _quantize_known(x: Any, scale: Any, zero: int, dtype: str) -> Any:
-    """Quantize by a scale known now, without a division.
+def known_step(call: Any) -> tuple[Array, int] | None:
+    """Return what `quantize_by` needs of a `relax.quantize`; None where that cannot be used.
+
+    The numbers are float32: the scale's reciprocal, the negated scale, and the lowest and highest
+    value that codes stand for. The other is the zero point.
+    """
+    scale, zero = (number(a) for a in call.args[1:3])
+    info = np.iinfo(str(call.attrs.out_dtype))
+    if scale is None or zero is None or scale.size != 1 or zero.size != 1:
+        return None
+    step, offset = scale.reshape(-1)[0], int(zero.reshape(-1)[0])
+    if scale.dtype != np.float32 or not SMALLEST < step < 1 / SMALLEST:
+        return None
+    low, high = (step * np.float32(v - offset) for v in (info.min, info.max))
+    return np.array([np.float32(1) / step, -step, low, high], np.float32), offset
+
+
+def quantize_known(call: Any, x: Any) -> Any:
+    """Quantize as a `relax.quantize` of a known step does; None where it has none."""
+    found = known_step(call)
+    if found is None:
+        return None
+    numbers, zero = found
+    wide = [_float(n, lanes_of(x)) for n in numbers]
+    return quantize_by(x, wide, zero, str(call.attrs.out_dtype))
+
+
+def quantize_by(x: Any, numbers: Sequence[Any], zero: int, dtype: str) -> Any:
+    """Quantize without a division, by the four numbers of `known_step` in every lane.
 
     With r = 1 / scale rounded, t = x·r is within a unit of the quotient, and
     t + (x - t·scale)·r, two fused operations, is the rounded quotient itself (Markstein 1990,
     "Computation of elementary functions on the IBM RISC System/6000", theorem on division).
     """
     t = _t()
-    info, lanes = np.iinfo(dtype), lanes_of(x)
+    inverse, divisor, low, high = numbers
+    lanes = lanes_of(x)
     # What lies beyond the codes is cut off first: x stays finite, and the sum in range.
-    low, high = (np.float32(scale * np.float32(v - zero)) for v in (info.min, info.max))
-    x = t.max(t.min(x, constant(float(high), "float32", lanes)), _float(low, lanes))
-    inverse, divisor = _float(np.float32(1) / scale, lanes), _float(-scale, lanes)
+    x = t.max(t.min(x, high), low)
     near = x * inverse
     quotient = fma(fma(near, divisor, x), inverse, near)
     kind = "int32" if lanes == 1 else f"int32x{lanes}"
     # Ties go to the even integer before the zero point is added.
-    code = t.reinterpret(kind, quotient + _float(_MAGIC, lanes))
+    code = t.reinterpret(kind, quotient + _float(MAGIC, lanes))
     return cast(code + constant(zero, "int32", lanes) if zero else code, dtype)
 
 
 def _float(value: Any, lanes: int) -> Any:
     return constant(float(value), "float32", lanes)
-
-
-def _number(value: Any) -> float | None:
-    """Return a constant's value, the same in every lane; None for what is computed."""
-    value = getattr(value, "value", value)
-    value = getattr(value, "value", value)
-    return float(value) if isinstance(value, int | float) else None
 
 
 def dequantize(x: Any, scale: Any, zero: Any) -> Any:
