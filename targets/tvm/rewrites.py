@@ -208,6 +208,15 @@ def _pow(r: Rewriter, node: ir.Node) -> ir.Value | None:
     return r.node(node, "Pow", [base, cast])
 
 
+def _half_pixel(r: Rewriter, node: ir.Node) -> ir.Value | None:
+    """Name pytorch_half_pixel half_pixel where they are the same: no side is a single pixel."""
+    key = "coordinate_transformation_mode"
+    sides = shape_of(node.outputs[0])[2:]
+    if text(node, key, "") == "pytorch_half_pixel" and all(side > 1 for side in sides):
+        node.attributes[key] = ir.AttrString(key, "half_pixel")
+    return None
+
+
 def _celu(r: Rewriter, node: ir.Node) -> ir.Value:
     """Celu(x) = max(0, x) + min(0, alpha·(e^(x/alpha) - 1))."""
     alpha = node.attributes["alpha"].as_float() if "alpha" in node.attributes else 1.0
@@ -297,5 +306,6 @@ RULES: dict[str, Callable[[Rewriter, ir.Node], ir.Value | None]] = {
     "LpPool": _windows,
     "MaxPool": _windows,
     "Pow": _pow,
+    "Resize": _half_pixel,
 }
 """Operator → (rewriter, node) → what takes its place, or None to keep the node."""

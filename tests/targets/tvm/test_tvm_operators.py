@@ -259,6 +259,9 @@ for scales in ((1, 1, 2, 2), (1, 1, 3, 2)):
                  coordinate_transformation_mode=place)  # fmt: skip
 case("Resize", f(1, 3, 4, 5), None, c([1, 1, 2, 2], np.float32), mode="nearest",
      coordinate_transformation_mode="asymmetric", nearest_mode="floor")  # fmt: skip
+for mode in ("nearest", "linear"):
+    case("Resize", f(1, 3, 4, 5), None, c([1, 1, 2, 3], np.float32), mode=mode,
+         coordinate_transformation_mode="pytorch_half_pixel")  # fmt: skip
 case("Resize", f(1, 3, 4, 5), None, None, ints(1, 3, 8, 10), mode="linear",
      coordinate_transformation_mode="align_corners")  # fmt: skip
 
