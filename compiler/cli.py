@@ -11,7 +11,7 @@ import click
 
 from npuc.console import guarded
 from npuc.options import InOrder
-from npuc.verbs import blaming, checking, compiling, gating, looking, machine, recording
+from npuc.verbs import blaming, checking, compiling, gating, looking, machine, measuring, recording
 
 _EPILOG = """\b
 Exit codes: 0 passed · 2 usage · 3 load or export · 4 pass or unsupported operator ·
@@ -35,6 +35,7 @@ for _verb in (
     checking.run,
     checking.verify,
     checking.inspect,
+    measuring.bench_verb,
     machine.targets,
     machine.toolchain,
     machine.passes,

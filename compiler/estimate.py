@@ -231,10 +231,11 @@ def _work(node: ir.Node, rates: _Rates) -> tuple[int, int, int]:
             weights += held
         else:
             activations += held
-    return _operations(node), weights, activations
+    return operations(node), weights, activations
 
 
-def _operations(node: ir.Node) -> int:
+def operations(node: ir.Node) -> int:
+    """Return a node's operations: two per multiply-add of a product, else one per element."""
     out = _elements(node.outputs[0])
     if node.op_type in ("Conv", "ConvTranspose"):
         weight = node.inputs[1]

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from npuc.targets.tvm import names
+
 Array = np.ndarray[Any, Any]
 
 
@@ -77,6 +79,19 @@ def parts(expr: Any) -> Iterator[Any]:
         yield expr
 
 
+def _names(items: Sequence[tuple[Any, Any]]) -> list[str]:
+    """Return what the bindings that stand for others are called: see `origins`.
+
+    One without a tensor's name is a part of the operator that ends with the next such name.
+    """
+    found, name = [], "lv"
+    for var, _ in reversed(items):
+        bare = var.name.rstrip(string.digits)
+        name = bare if name == "lv" or names.tensor(bare) else name
+        found.append(name)
+    return found[::-1]
+
+
 class Walk:
     """Rebuild main: `visit` says what each binding becomes. Subclasses override it."""
 
@@ -96,9 +111,8 @@ class Walk:
             with self.bb.dataflow():
                 for var in self.main.params:
                     self.bind(var, var)
-                for var, expr in bindings(self.module):
-                    # What stands for a variable is called like it: see `origins`.
-                    self._called = var.name.rstrip(string.digits)
+                items = bindings(self.module)
+                for (var, expr), self._called in zip(items, _names(items), strict=True):
                     self.visit(var, expr)
                 found = self.substitute(self.main.body.body)
                 result = self.bb.emit_output(found, found.name if is_var(found) else "gv")

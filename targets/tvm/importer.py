@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from npuc.errors import PassError
-from npuc.targets.tvm import markers, origins
+from npuc.targets.tvm import markers, names
 from npuc.targets.tvm.converters import CONVERTERS
 
 DOMAIN = "ai.npuc"
@@ -62,7 +62,7 @@ def _importer() -> Any:
                 for name in node.output:
                     result = self._nodes.get(name)
                     if isinstance(result, Call) and isinstance(result.ty, relax.TensorType):
-                        self._nodes[name] = self.bb.emit(result, origins.variable(name))
+                        self._nodes[name] = self.bb.emit(result, names.variable(name))
 
         def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
             if op_name.startswith(f"{DOMAIN}."):

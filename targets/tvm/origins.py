@@ -9,25 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from npuc.targets.tvm.graph import bindings
+from npuc.targets.tvm.names import tensor
 
 CALLS = "kernel_calls"
 """Name of the library's function that answers with JSON: [[kernel, tensor or ""], …]."""
-
-_END, _DOT = "@", "·"
-
-
-def variable(tensor: str) -> str:
-    """Return what to call a variable that stands for a tensor of the program."""
-    # TVM writes "_" for dots, and appends digits to a name that it has seen before.
-    return tensor.replace(".", _DOT) + _END
-
-
-def tensor(variable: str) -> str:
-    """Return the tensor that a variable is called after, or ""."""
-    name, mark, count = variable.rpartition(_END)
-    # Digits without ASCII are no count of TVM's, and neither is anything else.
-    known = mark and (not count or (count.isascii() and count.isdigit()))
-    return name.replace(_DOT, ".") if known else ""
 
 
 def record(module: Any) -> Any:
@@ -51,4 +36,4 @@ def calls(machine: Any) -> Sequence[tuple[str, str]]:
         told = machine[CALLS]
     except AttributeError:
         return ()
-    return tuple((kernel, tensor) for kernel, tensor in json.loads(str(told())))
+    return tuple((kernel, name) for kernel, name in json.loads(str(told())))

@@ -1,0 +1,1 @@
+"""How fast an artifact runs here: its latency beside other runtimes', kernel by kernel."""
