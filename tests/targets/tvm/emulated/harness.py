@@ -20,13 +20,10 @@ from npuc.program import Program, Tensors
 from npuc.targets.tvm import build, cpu_level, importer, legalize, rewrites
 from npuc.targets.tvm.graph import (
     bindings,
-    dtype_of,
     is_var,
     key,
     number,
     operator,
-    parts,
-    shape_of,
 )
 
 Array = np.ndarray[Any, Any]
@@ -52,7 +49,7 @@ def run(program: Program, feed: Tensors, cpu: str) -> dict[str, Array]:
     with level.target():
         calls = _Calls(legalize.run(relax, level))
     for port, param in zip(program.inputs, calls.params, strict=True):
-        calls.values[key(param)] = calls.add(np.asarray(feed[port.name], port.dtype))
+        calls.values[key(param)] = [calls.add(np.asarray(feed[port.name], port.dtype))]
     outputs = calls.make()
     with tempfile.TemporaryDirectory(prefix="npuc-qemu-") as name:
         folder = Path(name)
@@ -81,7 +78,7 @@ class _Calls:
         self.kernels: list[str] = []
         self.calls: list[tuple[int, list[int]]] = []
         self.outputs: list[int] = []
-        self.values: dict[int, int] = {}
+        self.values: dict[int, list[int]] = {}
 
     def add(self, array: Array) -> int:
         """Add a tensor whose values are known."""
@@ -90,31 +87,38 @@ class _Calls:
 
     def make(self) -> list[int]:
         """Read every call; returns main's outputs."""
-        result = self.module["main"].body.body
         for var, expr in bindings(self.module):
-            if hasattr(expr, "fields") and key(var) == key(result):
-                result = expr
-            else:
-                self.values[key(var)] = self._value(expr)
-        self.outputs = [self._value(part) for part in parts(result)]
+            self.values[key(var)] = self._value(expr)
+        self.outputs = self._value(self.module["main"].body.body)
         return self.outputs
 
-    def _value(self, expr: Any) -> int:
+    def _value(self, expr: Any) -> list[int]:
+        """Return the tensors that an expression stands for: one, or a tuple's."""
         array = number(expr)
         if array is not None:
-            return self.add(array)
+            return [self.add(array)]
         if is_var(expr):
             return self.values[key(expr)]
+        if hasattr(expr, "fields"):
+            return [tensor for field in expr.fields for tensor in self._value(field)]
+        if hasattr(expr, "tuple_value"):
+            return [self._value(expr.tuple_value)[int(expr.index)]]
         if operator(expr) != "relax.call_tir":
             raise NotImplementedError(f"a call that is no kernel's: {expr}")
+        return self._call(expr)
+
+    def _call(self, expr: Any) -> list[int]:
         name = str(expr.args[0].name_hint)
         if name not in self.kernels:
             self.kernels.append(name)
-        arguments = [self._value(a) for a in expr.args[1].fields]
-        self.tensors.append((shape_of(expr), np.dtype(dtype_of(expr)), None))
-        result = len(self.tensors) - 1
-        self.calls.append((self.kernels.index(name), [*arguments, result]))
-        return result
+        results = []
+        arguments = self._value(expr.args[1])
+        for result in getattr(expr.ty, "fields", [expr.ty]):
+            shape = tuple(int(d) for d in result.shape)
+            self.tensors.append((shape, np.dtype(str(result.dtype.dtype)), None))
+            results.append(len(self.tensors) - 1)
+        self.calls.append((self.kernels.index(name), [*arguments, *results]))
+        return results
 
     def script(self) -> bytes:
         """Return what main.c reads."""
