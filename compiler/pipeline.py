@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +19,7 @@ from npuc import (
 )
 from npuc.answers import Reference
 from npuc.asked import asked
+from npuc.cache.front import Front, Fronts
 from npuc.errors import NpucError, UsageError
 from npuc.export import export
 from npuc.load import Loaded, load
@@ -46,7 +48,7 @@ __all__ = ["Compiled", "compile", "verify"]
 ANY = Profile("any", "no target in particular", {}, {})
 """What the standard passes see: they are the same for every target, and shared."""
 
-_NOT_ASKED = "target output layers dump timeout policy progress failed checks"
+_NOT_ASKED = "target output layers dump timeout policy progress failed checks fronts"
 """Arguments that say where results go or who watches, not what is computed."""
 
 
@@ -86,6 +88,7 @@ def compile(
     progress: Progress | None = None,
     failed: Callable[[str, NpucError], None] | None = None,
     checks: Callable[[Program, Reference, Policy, Progress], Validator] = Validator,
+    fronts: Fronts | None = None,
 ) -> list[Compiled]:
     """Compile a model for one or more targets and compare every step with the original.
 
@@ -101,7 +104,8 @@ def compile(
     Artifacts are written even where the report fails. Raises `NpucError`; parity is not raised
     but reported, unless a step that must keep the answer changed it. With `failed` one target's
     error is given to it, with the target's name, and the other targets go on. `checks` makes what
-    judges the steps (`npuc.blame` has one that only collects them).
+    judges the steps (`npuc.blame` has one that only collects them). `fronts` keeps what is the same
+    for all targets, for calls with the same arguments.
     """
     call = asked(compile, locals(), without=_NOT_ASKED)
     shown = progress or Silent()
@@ -115,41 +119,53 @@ def compile(
     budget = _budget(precision, budget)
     wanted = Placing(host, partition.contract(on_target))
     options = LowerOptions(cpu=cpu, fallback=fallback, vendor=vendor, timeout=timeout)
-    shown.stage("load")
-    loaded = source if isinstance(source, Loaded) else load(
-        source, model=model, model_path=model_path, inputs=inputs,
-        trust_pickle=trust_pickle, eval_mode=eval_mode,
-    )  # fmt: skip
-    if loaded.kind == "npuc":
-        if reference is not None:
-            raise UsageError(f"{label} is an artifact: it carries its own reference")
-        return [
-            recheck.finish(Path(str(loaded.path)), t, path, options, policy, strict)
-            for t, path in zip(targets, paths, strict=True)
-        ]
-
-    if reference is not None:
-        loaded = originals.with_reference(loaded, reference, samples)
-    shown.stage("export")
-    exported = export(loaded, opset=opset, eval_mode=eval_mode)
-    shown.stage("reference")
-    found = _reference(loaded, exported, samples, calibration, table)
-    trust.require(found, strict)
-    bound, found = originals.bind(loaded, exported, found, dims or {})
-
-    validator = checks(exported, found, policy or Policy(), shown)
-    validator.export(originals.native(loaded))
-    validator.notes += [*trust.notes(found), *inner.compare(found, exported)]
     folder = None if dump is None else Path(dump)
-    program = _simplified(exported, bound, validator, folder)
+
+    def opened() -> Loaded:
+        shown.stage("load")
+        found = source if isinstance(source, Loaded) else load(
+            source, model=model, model_path=model_path, inputs=inputs,
+            trust_pickle=trust_pickle, eval_mode=eval_mode,
+        )  # fmt: skip
+        if reference is None:
+            return found
+        if found.kind == "npuc":
+            raise UsageError(f"{label} is an artifact: it carries its own reference")
+        return originals.with_reference(found, reference, samples)
+
+    def begun(loaded: Loaded) -> Front:
+        shown.stage("export")
+        exported = export(loaded, opset=opset, eval_mode=eval_mode)
+        shown.stage("reference")
+        found = _reference(loaded, exported, samples, calibration, table)
+        trust.require(found, strict)
+        bound, found = originals.bind(loaded, exported, found, dims or {})
+        validator = checks(exported, found, policy or Policy(), shown)
+        validator.export(originals.native(loaded))
+        validator.notes += [*trust.notes(found), *inner.compare(found, exported)]
+        return Front(validator, _simplified(exported, bound, validator, folder), bound)
+
+    with fronts.found(policy or Policy(), shown) if fronts else nullcontext() as front:
+        loaded = opened() if front is None or _takes_torch(targets) else None
+        if loaded is not None and loaded.kind == "npuc":
+            return [
+                recheck.finish(Path(str(loaded.path)), t, path, options, policy, strict)
+                for t, path in zip(targets, paths, strict=True)
+            ]
+        if front is None:
+            assert loaded is not None
+            front = begun(loaded)
+            if fronts is not None:
+                fronts.put(front)
     with tempfile.TemporaryDirectory(prefix="npuc-") as work:
         choices = Choices(
             observer, tuple(skip), equalize, correct_bias,
             table=table, rounding=rounding or learned.DEFAULT,
         )  # fmt: skip
         job = Job(
-            str(label), program, validator, precision, choices, options, shown, folder, bound,
-            _archive(loaded, found, Path(work), targets), wanted, budget, layers, call,
+            str(label), front.program, front.validator, precision, choices, options, shown, folder,
+            front.dims, _archive(loaded, front.validator.reference, Path(work), targets),
+            wanted, budget, layers, call,
         )  # fmt: skip
         return list(_each(zip(targets, paths, strict=True), job, failed))
 
@@ -196,14 +212,18 @@ def _each(
             failed(target.name, error)
 
 
+def _takes_torch(targets: Sequence[Target]) -> bool:
+    return any("torch" in t.profile.get("compiler.inputs", ()) for t in targets)
+
+
 def _archive(
-    loaded: Loaded, reference: Reference, folder: Path, targets: Sequence[Target]
+    loaded: Loaded | None, reference: Reference, folder: Path, targets: Sequence[Target]
 ) -> Path | None:
     """Return a torch.export archive of the original, written here where the source is none.
 
     Only where a target's compiler takes torch.
     """
-    if not any("torch" in t.profile.get("compiler.inputs", ()) for t in targets):
+    if loaded is None or not _takes_torch(targets):
         return None
     if loaded.kind == "pt2":
         return loaded.path

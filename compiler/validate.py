@@ -140,6 +140,11 @@ class Validator:
         self.rows[self._settled_rows :] = _superseded(rows)
         self._settled_rows, self._settled_steps = len(self.rows), len(program.steps)
 
+    def resume(self, program: Program) -> None:
+        """Go on with rows that were found before, up to `program`, whose shapes are fixed."""
+        self.groups = [list(self.reference.samples[:CALLS])]
+        self._settled_rows, self._settled_steps = len(self.rows), len(program.steps)
+
     def coded(
         self, program: Program, quantized: Program, calls: Sequence[Tensors], scheme: IntScheme
     ) -> None:

@@ -27,7 +27,7 @@ from npuc.report import Report
 SIZE = 2 << 30
 """Bytes that the cache may take; ``NPUC_CACHE_SIZE`` says otherwise."""
 
-ARTIFACT, VERDICT, USED = "artifact.npuc", "verdict.json", "used"
+ARTIFACT, VERDICT, USED, LISTED = "artifact.npuc", "verdict.json", "used", "files.json"
 _PART, _TRASH = ".part-", ".trash-"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -104,6 +104,38 @@ class Cache:
                 self._remove(place)
             os.rename(part, place)
         return Kept(report, place / ARTIFACT)
+
+    def files(self, key: str) -> Path | None:
+        """Return the folder of files kept under a key; raises `Damaged` where one is another."""
+        place = self.entries / key
+        try:
+            for name, digest in json.loads((place / LISTED).read_bytes()).items():
+                if sha256(place / name) != digest:
+                    raise Damaged(f"{name} is not what was kept")
+            os.utime(place / USED)
+        except FileNotFoundError as error:
+            if place.is_dir():
+                raise Damaged(f"{Path(str(error.filename)).name} is missing") from error
+            return None
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise Damaged(f"{type(error).__name__}: {error}") from error
+        return place
+
+    def put_files(self, key: str, folder: Path) -> None:
+        """Keep the files of a folder, by moving it here; the caller holds the key's lock.
+
+        `folder` is a `workplace`.
+        """
+        with self._writing():
+            names = sorted(path.name for path in folder.iterdir())
+            listed = {name: sha256(folder / name) for name in names}
+            _write(folder / LISTED, canonical(listed))
+            _write(folder / USED, b"")
+            for name in names:
+                _synced(folder / name)
+            if (place := self.entries / key).exists():  # it was damaged
+                self._remove(place)
+            os.rename(folder, place)
 
     @contextmanager
     def locked(self, keys: Sequence[str], waiting: Callable[[str], None]) -> Iterator[None]:

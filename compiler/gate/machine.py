@@ -75,11 +75,18 @@ def npuc(digests: Digests) -> str:
     As they are when a process first asks: what it has loaded by then does not change any more.
     """
     if not _NPUC:
-        for name in ("npuc", "npuc.passes", "npuc.targets", "npuc.models"):
-            spec = importlib.util.find_spec(name)
-            assert spec is not None and spec.submodule_search_locations is not None
-            _NPUC.extend(digests.of(Path(place)) for place in spec.submodule_search_locations)
-    return _hash(_NPUC)
+        _NPUC.append(now(digests))
+    return _NPUC[0]
+
+
+def now(digests: Digests) -> str:
+    """Return the digest of npuc's own files as they are now."""
+    found = []
+    for name in ("npuc", "npuc.passes", "npuc.targets", "npuc.models"):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.submodule_search_locations is not None
+        found += [digests.of(Path(place)) for place in spec.submodule_search_locations]
+    return _hash(found)
 
 
 def finding(target: str, machine: Machine, digests: Digests, memo: Path | None) -> str:

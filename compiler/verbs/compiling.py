@@ -98,16 +98,22 @@ from npuc.options import (
     help="Limit for each external tool.",
 )
 @click.option("--layers", is_flag=True, help="Show what each layer loses, and where most is born.")
+@click.option("--no-cache", is_flag=True, help="Compile everything, and keep nothing.")
 @outlet_options
 @as_json_option
 @quiet_option
 def compile_verb(
     model_file: str, targets: tuple[str, ...], output: Path | None, dims: tuple[str, ...],
     fallback: str | None, vendor: Any, min_sqnr: float, as_json: bool, quiet: bool,
-    budget: str | None, layers: bool, **options: Any,
+    budget: str | None, layers: bool, no_cache: bool, **options: Any,
 ) -> int:  # fmt: skip
-    """Compile MODEL (a file, or zoo:NAME) and compare every step with the original."""
-    from npuc import outputs, pipeline
+    """Compile MODEL (a file, or zoo:NAME) and compare every step with the original.
+
+    What did not change since the last time is not compiled again.
+    """
+    from npuc import outputs
+    from npuc.cache import whole
+    from npuc.gate.cache import Cache
     from npuc.outlets.writing import Files
     from npuc.policy import Policy
 
@@ -122,12 +128,15 @@ def compile_verb(
         looked = "failed"  # so that they name the user's line
     try:
         with progress(quiet) as shown:
-            done = pipeline.compile(
-                model_file, target=names, output=output, dims=sizes(dims), fallback=fallback or "",
-                vendor=vendor or "use", policy=Policy(sqnr_db=min_sqnr), progress=shown,
-                failed=failed, budget=None if budget is None else seconds(budget),
-                layers=looked, **options,
+            given = {
+                "dims": sizes(dims), "fallback": fallback or "", "vendor": vendor or "use",
+                "budget": None if budget is None else seconds(budget), "layers": looked, **options,
+            }  # fmt: skip
+            request = whole.Request(
+                model_file, names, output, Policy(sqnr_db=min_sqnr), shown, given,
+                {"failed": failed},
             )  # fmt: skip
+            done = whole.compile(request, None if no_cache else Cache.own())
     except NpucError as stopped:
         files.write_reports([], dict.fromkeys(names, stopped), model_file)
         raise

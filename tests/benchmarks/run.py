@@ -109,7 +109,7 @@ def _compile(name: str, settings: Settings, work: Path) -> list[Row]:
     # 64 calibration samples are what a reference model carries, and what by_hand.py is told.
     ours = [
         _npuc(), "compile", f"zoo:{name}", "--target", "cpu", "--precision", "int8",
-        "--dim", "batch=1", "--quiet",
+        "--dim", "batch=1", "--quiet", "--no-cache",
     ]  # fmt: skip
     theirs = [sys.executable, str(HERE / "by_hand.py"), name, "4" if settings.quick else "64"]
     sides = [lambda: measure.run(ours, work), lambda: measure.run(theirs, work)]

@@ -183,9 +183,9 @@ def test_compile_prints_the_report_and_returns_its_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stub(monkeypatch, Report(6))
-    assert main(["compile", "zoo:x", "-t", "cpu"]) == 6
+    assert main(["compile", "zoo:x", "-t", "cpu", "--no-cache"]) == 6
     assert capsys.readouterr().out == "table of 6\n→ m.cpu.npuc\n"
-    assert main(["compile", "zoo:x", "-t", "cpu", "--json"]) == 6
+    assert main(["compile", "zoo:x", "-t", "cpu", "--json", "--no-cache"]) == 6
     assert json.loads(capsys.readouterr().out) == {
         "schema": "npuc-compiled-1",
         "compiled": [{"artifact": "m.cpu.npuc", "passed": False, "sqnr_db": "inf"}],
@@ -203,11 +203,11 @@ def test_one_targets_error_does_not_hide_the_others(
 
     stub(monkeypatch)
     monkeypatch.setattr(sys.modules["npuc.pipeline"], "compile", compiled)
-    assert main(["compile", "zoo:x", "-t", "cpu,atom"]) == 5
+    assert main(["compile", "zoo:x", "-t", "cpu,atom", "--no-cache"]) == 5
     printed = capsys.readouterr()
     assert printed.out == "table of 0\n→ m.cpu.npuc\n"
     assert "npuc: target atom: rebel-compiler was killed\n→ read its log" in printed.err
-    assert main(["compile", "zoo:x", "-t", "cpu,atom", "--json"]) == 5
+    assert main(["compile", "zoo:x", "-t", "cpu,atom", "--json", "--no-cache"]) == 5
     data = json.loads(capsys.readouterr().out)
     assert data["failed"]["atom"]["exit_code"] == 5 and len(data["compiled"]) == 1
 

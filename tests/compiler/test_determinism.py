@@ -24,7 +24,8 @@ def compiled(source: Path, folder: Path, seed: int) -> dict[str, bytes]:
         "XDG_CACHE_HOME": str(work / "cache"), "NPUC_ATOM_PYTHON": f"{sys.executable} -I -S",
     }  # fmt: skip
     run = subprocess.run(
-        [sys.executable, "-m", "npuc", "compile", source, "--target", "cpu,atom", "-q", "-o", "."],
+        [sys.executable, "-m", "npuc", "compile", source, "--target", "cpu,atom", "-q", "-o", ".",
+         "--no-cache"],
         cwd=work, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

@@ -1,0 +1,107 @@
+"""What is the same for every target is made once, and is the same as if it were made again."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from npuc.cache import front, whole
+from npuc.gate.cache import Cache, Damaged
+from npuc.policy import Policy
+from npuc.progress import Silent
+from npuc.report import Compiled
+
+
+class Asked(Silent):
+    """Writes the stages down."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def stage(self, name: str) -> None:
+        self.stages.append(name)
+
+
+def _run(
+    source: Path, output: Path, store: Cache | None, target: str = "cpu", **options: Any
+) -> tuple[Compiled, list[str]]:
+    shown = Asked()
+    request = whole.Request(str(source), (target,), output, Policy(), shown, options, {})
+    (done,) = whole.compile(request, store)
+    return done, shown.stages
+
+
+@pytest.fixture(scope="module")
+def begun(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Cache]:
+    """A model that was compiled for one target, and the store that has its front."""
+    folder = tmp_path_factory.mktemp("fronts")
+    (folder / "net.pt").write_bytes(recorded.read_bytes())
+    store = Cache(folder / "cache")
+    _, stages = _run(folder / "net.pt", folder / "first.npuc", store, precision="float")
+    assert "export" in stages
+    return folder / "net.pt", store
+
+
+def test_a_second_target_takes_the_first_ones_export(
+    begun: tuple[Path, Cache], tmp_path: Path
+) -> None:
+    source, store = begun
+    for target in ("atom", "cpu"):
+        done, stages = _run(source, tmp_path / "a.npuc", store, target, precision="int8")
+        assert "export" not in stages and "reference" not in stages
+        fresh, stages = _run(source, tmp_path / "b.npuc", None, target, precision="int8")
+        assert "export" in stages
+        assert done.report.to_json() == fresh.report.to_json()
+        assert done.artifact_path.read_bytes() == fresh.artifact_path.read_bytes()
+
+
+@pytest.mark.parametrize("options", [{"opset": 19}, {"eval_mode": True}, {"dims": {"batch": 2}}])
+def test_what_changes_the_export_is_exported(
+    begun: tuple[Path, Cache], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    source, store = begun
+    known = {
+        whole._front_key(
+            whole.Request(str(source), (target,), None, policy, Silent(), asked, {}), store
+        )
+        for target, policy, asked in (
+            ("cpu", Policy(), {}),
+            ("atom", Policy(), {"precision": "int8", "cpu": "x86-64-v3", "skip": ("n",)}),
+            ("cpu", Policy(), options),
+            ("cpu", Policy(sqnr_db=30), {}),
+        )
+    }
+    assert len(known) == 3  # the first two are one
+
+
+def test_a_damaged_export_is_made_again(begun: tuple[Path, Cache], tmp_path: Path) -> None:
+    source, store = begun
+    (entry,) = [p for p in store.entries.iterdir() if (p / "program.onnx").exists()]
+    path = entry / "program.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(Damaged, match=r"program.onnx is not what was kept"):
+        store.files(entry.name)
+    _, stages = _run(source, tmp_path / "a.npuc", store, precision="float", cpu="x86-64-v3")
+    assert "export" in stages and any("damaged" in stage for stage in stages)
+    assert store.files(entry.name) is not None
+
+
+def test_an_export_of_what_changed_meanwhile_is_not_kept(tmp_path: Path) -> None:
+    store, keys = Cache(tmp_path / "cache"), iter(["a" * 64, "b" * 64])
+    fronts = front.Fronts(store, lambda: next(keys))
+    with fronts.found(Policy(), Silent()) as found:
+        assert found is None
+        fronts.put(None)  # type: ignore[arg-type]
+    assert list(store.entries.iterdir()) == []
+
+
+def test_two_models_have_two_fronts(begun: tuple[Path, Cache], tmp_path: Path) -> None:
+    source, store = begun
+    other = tmp_path / "net.pt"
+    other.write_bytes(source.read_bytes() + b"\0")
+    asked = [
+        whole.Request(str(p), ("cpu",), None, Policy(), Silent(), {}, {}) for p in (source, other)
+    ]
+    assert whole._front_key(asked[0], store) != whole._front_key(asked[1], store)
