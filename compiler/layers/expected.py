@@ -160,12 +160,21 @@ def _ranges(
     program: Program, calls: Sequence[Tensors], scheme: IntScheme
 ) -> Mapping[str, tuple[float, float]]:
     """Return the least and greatest of each tensor that some operator reads as codes."""
+    found = _measured(program, calls, scheme, whole=True)
+    if np.isfinite(list(found.values())).all():
+        return found
+    return _measured(program, calls, scheme, whole=False)
+
+
+def _measured(
+    program: Program, calls: Sequence[Tensors], scheme: IntScheme, whole: bool
+) -> Mapping[str, tuple[float, float]]:
     bench = SideBySide(program)
     planned, _ = sites(bench.model, scheme, ())
     values = [v for site in planned for v in (*site.node.inputs, *site.node.outputs)]
     names = [source(v, scheme).name or "" for v in values if v is not None]
     wanted = [name for name in dict.fromkeys(names) if name in bench.reference]
-    places = {name: bench.edges(name) for name in wanted}
+    places = {name: bench.edges(name, whole and name not in bench.scores) for name in wanted}
     if not places:
         return {}
     totals = bench.run(calls)

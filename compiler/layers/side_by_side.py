@@ -19,7 +19,7 @@ from npuc.passes.graphs import Names, infer_types, initializer
 from npuc.passes.qdq.results import carries
 from npuc.passes.quantize import MASK
 from npuc.program import Program, Tensors
-from npuc.runners import OnnxRunner
+from npuc.runners import OnnxRunner, each
 
 Array = np.ndarray[Any, Any]
 FLOAT = ir.DataType.FLOAT
@@ -158,9 +158,13 @@ class SideBySide:
         gap = self.op("Sub", other, self.reference[name])
         return self.squares(signal), self.squares(self.op("Where", shown, gap, self._zero))
 
-    def edges(self, name: str) -> int:
-        """Watch the least and greatest of a tensor, of what is not hidden; returns their place."""
-        value = self._shown(name)[1]
+    def edges(self, name: str, whole: bool = False) -> int:
+        """Watch the least and greatest of a tensor, of what is not hidden; returns their place.
+
+        With `whole` of all that it holds, which is a third of the work: where both are finite, a
+        tensor that hides nothing has no others.
+        """
+        value = self.reference[name] if whole else self._shown(name)[1]
         for kind, op_type in (("lows", "ReduceMin"), ("highs", "ReduceMax")):
             self._results[kind].append(self._flat(self.op(op_type, value, keepdims=0)))
         return len(self._results["lows"]) - 1
@@ -190,10 +194,10 @@ class SideBySide:
         given = {port.name for port in self.program.inputs}
         self.graph.outputs[:] = list(kept.values())
         self.graph.outputs.extend(self.reference[name] for name in extra if name not in given)
-        runner = OnnxRunner(Program.from_model(self.model))
+        runner = OnnxRunner(Program.from_model(self.model), apart=see is None)
+        answers = map(runner, calls) if see else each(runner, calls, apart=True)
         totals = {name: np.full(1, start) for name, start in _STARTS.items()}
-        for call in calls:
-            found = runner(call)
+        for call, found in zip(calls, answers, strict=True):
             for name, out in kept.items():
                 totals[name] = _JOINED[name](totals[name], found[out.name or ""])
             if see is not None:
