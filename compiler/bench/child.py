@@ -27,7 +27,7 @@ def main(words: list[str]) -> int:
     job, result = map(Path, words)
     asked = json.loads(job.read_text())
     with np.load(asked["inputs"]) as file:
-        inputs = {name: file[name] for name in file.files}
+        inputs = {name: file[f"arr_{at}"] for at, name in enumerate(asked["names"])}
     given = Job(
         Path(asked["artifact"]), Path(asked["model"]), inputs, asked["threads"], asked["source"]
     )

@@ -118,7 +118,7 @@ class Bench:
         The first is the time its products would take at the peak over the median call; the second
         the time that its weights take to be read from memory, once, over the same.
         """
-        if self.peaks is None or self.own.times is None or not self.kernels:
+        if self.peaks is None or self.own.times is None or not self.operations:
             return {}
         median = self.own.times.percentile(0.5)
         ideal = sum(

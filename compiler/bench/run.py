@@ -38,44 +38,28 @@ def bench(
     first call. Raises `UsageError`, `ArtifactError`, and `ToolchainError` where the artifact
     cannot run here; a peer that cannot says so in its row.
     """
-    unknown = [n for n in against if n not in PEERS and not (is_file(n) and Path(n).is_file())]
-    if unknown:
-        raise UsageError(
-            f"npuc cannot compare with {', '.join(unknown)}",
-            hint=f"--against {','.join(PEERS)}, or an .onnx file",
-        )
-    if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads cannot compute", hint="--threads 1")
-    if not seconds > 0:
-        raise UsageError(f"nothing can be timed in {seconds} seconds", hint="--seconds 2")
+    _check(against, threads, seconds)
     count = len(os.sched_getaffinity(0)) if threads is None else threads
     opened = artifact.read(path)
     plugins.find(opened.manifest.target)
     program = artifact.program(opened)
     source, dims = _told(opened)
+    given = _inputs(path, opened, program, inputs)
     with tempfile.TemporaryDirectory(prefix="npuc-bench-") as name:
         folder = Path(name)
-        np.savez(
-            folder / "inputs.npz", allow_pickle=False, **_inputs(path, opened, program, inputs)
-        )
-        for member in (MODEL, WEIGHTS):
-            if member in opened:
-                opened.extract(member, folder / Path(member).name)
+        asked = {**_job(folder, opened, given), "threads": count, "source": source}
         peers = [str(Path(name).resolve()) if is_file(name) else name for name in against]
-        asked = {
-            "artifact": str(path.resolve()),
-            "model": str(folder / Path(MODEL).name),
-            "inputs": str(folder / "inputs.npz"),
-            "threads": count,
-            "source": source,
-        }
         progress("timing by turns")
         timed = _child(folder, {**asked, "task": "time", "against": peers, "seconds": seconds})
         memory = {}
         for side, row in timed["sides"].items():
             if "calls" in row:
-                progress(f"memory of {side}")
+                progress(f"memory of {Path(side).name}")
                 memory[side] = _child(folder, {**asked, "task": "memory", "side": side})
+    kernels = origin.kernels(program, _times(timed.get("kernels", ())))
+    notes = [timed.get("note", "")]
+    if kernels and not any(kernel.operators for kernel in kernels):
+        notes.append("an older npuc compiled this: its kernels do not say what they compute")
     return Bench(
         artifact=path.name,
         model=source,
@@ -86,10 +70,38 @@ def bench(
         cpu=_cpu(),
         sides=tuple(_side(n, row, memory.get(n, {})) for n, row in timed["sides"].items()),
         peaks=_peaks(timed.get("peaks")),
-        kernels=origin.kernels(program, _times(timed.get("kernels", ()))),
-        notes=tuple(filter(None, [timed.get("note", "")])),
+        kernels=kernels,
+        notes=tuple(filter(None, notes)),
         weight_bytes=program.weight_bytes,
     )
+
+
+def _check(against: Sequence[str], threads: int | None, seconds: float) -> None:
+    unknown = [n for n in against if n not in PEERS and not (is_file(n) and Path(n).is_file())]
+    if unknown:
+        raise UsageError(
+            f"npuc cannot compare with {', '.join(unknown)}",
+            hint=f"--against {','.join(PEERS)}, or an .onnx file",
+        )
+    if threads is not None and threads < 1:
+        raise UsageError(f"{threads} threads cannot compute", hint="--threads 1")
+    if not seconds > 0:
+        raise UsageError(f"nothing can be timed in {seconds} seconds", hint="--seconds 2")
+
+
+def _job(folder: Path, opened: Artifact, inputs: Tensors) -> dict[str, Any]:
+    """Write what every process reads, and return where it is."""
+    # By position: an input may be called like a parameter of savez.
+    np.savez(folder / "inputs.npz", *inputs.values(), allow_pickle=False)
+    for member in (MODEL, WEIGHTS):
+        if member in opened:
+            opened.extract(member, folder / Path(member).name)
+    return {
+        "artifact": str(opened.path.resolve()),
+        "model": str(folder / Path(MODEL).name),
+        "inputs": str(folder / "inputs.npz"),
+        "names": list(inputs),
+    }
 
 
 def _inputs(path: Path, opened: Artifact, program: Program, given: Path | None) -> Tensors:

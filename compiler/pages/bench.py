@@ -67,21 +67,16 @@ def _box(at: int, side: Side, times: Times, scale: float) -> Iterator[str]:
     said = f"{side.name}: median {spelled(times.percentile(0.5))}, {len(times.calls)} calls"
     yield drawing.text(_LEFT - 10, middle + 4, side.name, "end")
     yield drawing.line(least, middle, most, middle, "quiet")
-    yield drawing.rect(least, middle - 9, max(high - least, 1), 18, "soft" if at else "bar", said)
+    yield drawing.rect(least, middle - 9, max(high - least, 1), 18, "line" if at else "bar", said)
     yield drawing.line(median, middle - 12, median, middle + 12, "text", ' stroke-width="2"')
     yield drawing.text(most + 8, middle + 4, spelled(times.percentile(0.5)))
 
 
 def _sides(found: Bench) -> str:
-    rows = []
-    for side in found.sides:
-        cells = [escape(cell) for cell in text.row(found, side)]
-        rows.append([*cells, *[""] * (len(text.HEAD) - len(cells))])
-    kinds = ["", *["n"] * (len(text.HEAD) - 1)]
-    if any(side.times is None for side in found.sides):
-        kinds[1] = ""
-    table = drawing.table(text.HEAD, rows, kinds)
-    return table + drawing.listed(line.strip() for line in text.sides(found))
+    rows = [[*map(escape, text.row(found, side))] for side in found.sides if side.times]
+    table = drawing.table(text.HEAD, rows, ["", *["n"] * (len(text.HEAD) - 1)])
+    absent = [f"{side.name} was not run: {side.why}" for side in found.sides if not side.times]
+    return table + drawing.listed([*(line.strip() for line in text.sides(found)), *absent])
 
 
 def _reached(found: Bench) -> str:

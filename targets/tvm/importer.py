@@ -58,7 +58,8 @@ def _importer() -> Any:
 
         def _construct_nodes(self, graph: Any) -> None:
             for node in graph.node:
-                super()._construct_nodes(SimpleNamespace(node=[node]))
+                one: Any = SimpleNamespace(node=[node])
+                super()._construct_nodes(one)
                 for name in node.output:
                     result = self._nodes.get(name)
                     if isinstance(result, Call) and isinstance(result.ty, relax.TensorType):

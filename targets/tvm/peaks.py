@@ -81,9 +81,9 @@ def _caller(machine: Any, name: str, *inputs: Any) -> Callable[[], Any]:
 
 
 def _library(level: Level, dot: dots.Dot) -> bytes:
-    import tvm
-    from tvm import ir, relax
+    from tvm import relax as typed
 
+    relax: Any = typed  # its annotations do not know the conversions it does
     builder = relax.BlockBuilder()
     kinds = {"real": _arithmetic(level, dots.FLOAT), "coded": _arithmetic(level, dot)}
     for name, (kernel, dtype) in kinds.items():
@@ -96,9 +96,7 @@ def _library(level: Level, dot: dots.Dot) -> bytes:
         function = builder.add_func(_stream(level), "stream_kernel")
         out = relax.TensorType((CHUNKS * level.lanes,), "float32")
         builder.emit_func_output(builder.emit(relax.call_tir(function, [data], out_ty=out)))
-    module: ir.IRModule = builder.get()
-    assert isinstance(module, tvm.IRModule)
-    return build.export(build.lowered(module, level), linker.find_linker(level.arch))
+    return build.export(build.lowered(builder.get(), level), linker.find_linker(level.arch))
 
 
 def _arithmetic(level: Level, dot: dots.Dot) -> tuple[Any, str]:

@@ -60,7 +60,9 @@ def main(words: Sequence[str]) -> int:
         print(f"unknown: {', '.join(unknown)}; there are {', '.join(MODELS)}", file=sys.stderr)
         return 2
     models = asked.models or MODELS
-    wanted = list(product(models, asked.precision, asked.batch, asked.threads))
+    sizes: list[tuple[int, int]] = list(product(asked.batch, asked.threads))
+    kinds: list[tuple[str, str]] = list(product(models, asked.precision))
+    wanted = [(*kind, *size) for kind in kinds for size in sizes]
     done = {} if asked.again else stored()
     missing = [key for key in wanted if name(*key) not in done]
     if asked.list:

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from npuc import artifact as artifacts
 from npuc import pipeline
 from npuc.cli import main
+from npuc.members import MODEL, WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -21,15 +23,20 @@ def test_a_run_measures_every_side_and_every_kernel(
     artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = tmp_path / "b.json", tmp_path / "b.html"
+    opened = artifacts.read(artifact)
+    other = tmp_path / "mine.onnx"
+    for member, name in ((MODEL, other.name), (WEIGHTS, Path(WEIGHTS).name)):
+        opened.extract(member, tmp_path / name)
     words = ["bench", str(artifact), "--seconds", "0.05", "--threads", "1", "-q"]
-    words += ["--against", "onnxruntime,openvino"]
+    words += ["--against", f"onnxruntime,openvino,{other}"]
     assert main([*words, "--json", str(files[0]), "--html", str(files[1])]) == 0
     assert "Longest of" in capsys.readouterr().out
     assert "<svg" in files[1].read_text()
     data = json.loads(files[0].read_text())
     assert (data["threads"], data["batch"], data["precision"]) == (1, 1, "int8")
-    own, ort, openvino = data["sides"]
-    for side in (own, ort):
+    own, ort, openvino, mine = data["sides"]
+    assert mine["name"] == "mine.onnx" and mine["difference"] == ort["difference"]
+    for side in (own, ort, mine):
         seconds = side["seconds"]
         assert 0 < seconds["min"] <= seconds["p50"] <= seconds["p90"] <= seconds["p99"]
         assert side["peak_bytes"] > side["model_bytes"] > 0
@@ -54,6 +61,7 @@ def test_other_inputs_may_be_given(artifact: Path, tmp_path: Path) -> None:
     ("words", "code", "why"),
     [
         (["--against", "tensorrt"], 2, "cannot compare with tensorrt"),
+        (["--against", "none.onnx"], 2, "cannot compare with none.onnx"),
         (["--threads", "0"], 2, "0 threads"),
         (["--seconds", "0"], 2, "0.0 seconds"),
         (["--json", "none/x.json"], 8, "none"),
