@@ -9,7 +9,7 @@ import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,6 +30,13 @@ class _Part(Protocol):
     outputs: tuple[Port, ...]
 
     def __call__(self, values: Tensors) -> list[Array]: ...
+
+
+@runtime_checkable
+class _Extracts(Protocol):
+    """Files that can be copied without holding them: a library is as large as its weights."""
+
+    def extract(self, name: str, path: Path) -> None: ...
 
 
 class SegmentRunner:
@@ -61,10 +68,10 @@ class SegmentRunner:
 class _Library:
     """A segment compiled by TVM."""
 
-    def __init__(self, library: bytes, inputs: tuple[Port, ...], outputs: tuple[Port, ...]):
+    def __init__(self, library: Path, inputs: tuple[Port, ...], outputs: tuple[Port, ...]):
         self.outputs = outputs
         self._inputs = tuple((p, _aligned(p)) for p in inputs)
-        self.machine = opened(library)
+        self.machine = started(library)
         self._main = self.machine["main"]
 
     def __call__(self, values: Tensors) -> list[Array]:
@@ -107,17 +114,26 @@ def load(files: Mapping[str, bytes], program: Program) -> Runner:
     fault = host_fault(index["arch"], index["requires"])
     if fault is not None:
         raise fault
-    parts = [_part(files[entry["file"]], entry) for entry in index["segments"]]
+    parts = [_part(files, entry) for entry in index["segments"]]
     places = dict.fromkeys(entry["place"] for entry in index["segments"])
     return SegmentRunner(parts, program, "+".join(places))
 
 
-def _part(data: bytes, entry: Mapping[str, Any]) -> _Part:
+def _part(files: Mapping[str, bytes], entry: Mapping[str, Any]) -> _Part:
     inputs, outputs = (
         tuple(Port(name, dtype, tuple(shape)) for name, dtype, shape in entry[side])
         for side in ("inputs", "outputs")
     )
-    return (_Library if entry["place"] == "tvm" else _Session)(data, inputs, outputs)
+    name = entry["file"]
+    if entry["place"] != "tvm":
+        return _Session(files[name], inputs, outputs)
+    with tempfile.TemporaryDirectory(prefix="npuc-") as folder:
+        path = Path(folder) / "model.so"
+        if isinstance(files, _Extracts):
+            files.extract(name, path)
+        else:
+            path.write_bytes(files[name])
+        return _Library(path, inputs, outputs)
 
 
 def host_fault(arch: str, requires: Sequence[str]) -> ToolchainError | None:
@@ -153,15 +169,19 @@ def _aligned(port: Port) -> Array:
 
 
 def opened(library: bytes) -> Any:
-    """Load a library and start its virtual machine on the CPU."""
-    import tvm_ffi
-
-    prepared()
-    # dlopen needs a file; once it is mapped, the name can go.
+    """Load a library from memory and start its virtual machine on the CPU."""
     with tempfile.NamedTemporaryFile(prefix="npuc-", suffix=".so") as file:
         file.write(library)
         file.flush()
-        module = tvm_ffi.load_module(file.name)
+        return started(Path(file.name))
+
+
+def started(library: Path) -> Any:
+    """Load a library and start its virtual machine on the CPU; its file may be removed then."""
+    import tvm_ffi
+
+    prepared()
+    module = tvm_ffi.load_module(str(library))
     machine = module["vm_load_executable"]()
     cpu, device, pooled = 1, 0, 2
     machine["vm_initialization"](cpu, device, pooled)
