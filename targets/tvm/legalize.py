@@ -14,13 +14,14 @@ def run(module: Any, level: Level) -> Any:
 
     from npuc.targets.tvm.commute import Commute
     from npuc.targets.tvm.constants import FoldConstants
+    from npuc.targets.tvm.flatten import Flatten
     from npuc.targets.tvm.layout import Layout
     from npuc.targets.tvm.select import Select
 
     module = t.DecomposeOpsForInference()(module)
     module = FoldConstants(module).run()
     module = Layout(Commute(module).run()).run()
-    module = FoldConstants(module).run()
+    module = Flatten(FoldConstants(module).run()).run()
     module = t.DeadCodeElimination()(Select(module, level).run())
     module = FoldConstants(module, codes=True).run()
     passes = [

@@ -176,6 +176,24 @@ def test_integer_sums_are_exact(
     np.testing.assert_array_equal(got, expected)
 
 
+def test_reshapes_around_codes_do_not_hide_attention(
+    graph: Callable[..., Any], answer: Callable[..., Any], floats: Callable[..., Array]
+) -> None:
+    """As torch writes scaled_dot_product_attention: K' without its batch axis for a while."""
+    case = Case(codes="uint8")
+    made = graph()
+    q, k, v = (made.input(floats((1, 2, 6, 16), seed)) for seed in range(3))
+    flat = made.node("Reshape", k, made.constant(np.array([2, 6, 16])))
+    turned = made.node("Transpose", flat, perm=[0, 2, 1])
+    whole = made.node("Reshape", turned, made.constant(np.array([1, 2, 16, 6])))
+    scores = made.node(
+        "MatMul", coded(made, case, q, 0.02, 117), coded(made, case, whole, 0.03, 131)
+    )
+    soft = coded(made, case, made.node("Softmax", scores), 1 / 255, 0)
+    made.output(made.node("MatMul", soft, coded(made, case, v, 0.025, 120)))
+    assert b"attention_int8" in answer(made).lowered.files["payload/model.so"]
+
+
 def test_what_is_used_elsewhere_is_still_computed(
     graph: Callable[..., Any], answer: Callable[..., Any], floats: Callable[..., Array]
 ) -> None:
