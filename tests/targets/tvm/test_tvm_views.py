@@ -33,7 +33,7 @@ def shapes(size: int, draw: Any) -> tuple[int, ...]:
 def moves(draw: Any) -> tuple[Array, View]:
     """Move an array and a view of it alike, leaving out what the view cannot do."""
     shape = tuple(draw(st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=1, max_size=4)))
-    array = np.arange(math.prod(shape)).reshape(shape)
+    array: Any = np.arange(math.prod(shape)).reshape(shape)
     view: View = View.contiguous(shape)
     for _ in range(draw(st.integers(1, 6))):
         kind = draw(st.sampled_from(["permute", "reshape", "slice", "broadcast"]))
