@@ -181,6 +181,35 @@ def program(artifact: Artifact) -> Program:
     return loaded
 
 
+def deferred(artifact: Artifact) -> Program:
+    """Return the program with the ports the manifest states; its graph is read where it is used.
+
+    For running an artifact: the code it was compiled to needs the ports alone, and reading ONNX
+    costs more memory than many models.
+    """
+    return _Deferred(artifact)
+
+
+class _Deferred(Program):
+    __slots__ = ("_artifact", "_loaded")
+    _artifact: Artifact
+    _loaded: Program | None
+
+    def __init__(self, artifact: Artifact) -> None:
+        stated = artifact.manifest
+        for name, value in (
+            ("inputs", stated.inputs), ("outputs", stated.outputs), ("steps", stated.steps),
+            ("_artifact", artifact), ("_loaded", None),
+        ):  # fmt: skip
+            object.__setattr__(self, name, value)  # it is frozen
+
+    @property
+    def model(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]  # as frozen
+        loaded = self._loaded or program(self._artifact)
+        object.__setattr__(self, "_loaded", loaded)
+        return loaded.model
+
+
 def _load(source: Path, path: Path) -> Program:
     import onnx_ir as ir
 

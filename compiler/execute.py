@@ -26,7 +26,7 @@ def run(path: Path, inputs: Path | None) -> tuple[Tensors, ...]:
     """
     opened = artifact.read(path)
     target = plugins.find(opened.manifest.target)
-    program = artifact.program(opened)
+    program = artifact.deferred(opened)
     calls: Sequence[Tensors]
     if inputs is not None:
         from npuc.samples import load_inputs

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
 from npuc.program import Program, Tensors
 from npuc.quiet import quiet
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     import torch
 
     from npuc.capture import Captured
@@ -241,6 +241,8 @@ def of_program(
     program: Program, samples: Sequence[Tensors], outputs: Sequence[Tensors]
 ) -> dict[str, Floor]:
     """Estimate an ONNX program's floor: one-ulp moves of float inputs and weights, seeded."""
+    import onnx_ir as ir
+
     from npuc.runners import OnnxRunner
 
     runs = []
@@ -258,7 +260,7 @@ def of_program(
     return _worst(outputs, runs)
 
 
-def _sizes(value: ir.Value) -> bool:
+def _sizes(value: "ir.Value") -> bool:
     """Say whether a constant is the factors of a Resize: they set shapes, and are no weights."""
     return any(use.node.op_type == "Resize" and use.idx > 0 for use in value.uses())
 

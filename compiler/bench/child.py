@@ -93,10 +93,9 @@ def _memory(job: Job, asked: Mapping[str, Any]) -> dict[str, Any]:
 def _imports(name: str) -> None:
     """Import what a side cannot do without, whatever the model."""
     if name == OWN:
-        import tvm_ffi  # noqa: F401
-
         from npuc.targets.tvm import runtime
 
+        runtime.lean()  # as `npuc run`
         runtime.prepared()
     else:
         name = "onnxruntime" if sides.is_file(name) else name

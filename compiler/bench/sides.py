@@ -35,7 +35,7 @@ def own(job: Job) -> tuple[str, Any]:
     from npuc import artifact, plugins
 
     opened = artifact.read(job.artifact)
-    runner = plugins.find(opened.manifest.target).runner(opened, artifact.program(opened))
+    runner = plugins.find(opened.manifest.target).runner(opened, artifact.deferred(opened))
     return f"{opened.manifest.target}, {opened.manifest.precision}", runner
 
 

@@ -12,11 +12,15 @@ PIPELINE = "npuc"
 
 def compile_module(module: Any, level: Level) -> Any:
     """Legalise, schedule and compile a Relax module; returns TVM's executable."""
+    return lowered(legalised(module, level), level)
+
+
+def legalised(module: Any, level: Level) -> Any:
+    """Return a module that calls nothing but kernels, and tells what they compute."""
     from npuc.targets.tvm import legalize, origins
 
     with level.target():
-        module = origins.record(legalize.run(module, level))
-    return lowered(module, level)
+        return origins.record(legalize.run(module, level))
 
 
 def lowered(module: Any, level: Level) -> Any:

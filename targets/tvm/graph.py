@@ -100,6 +100,7 @@ class Walk:
 
         self.module = module
         self.main = module["main"]
+        self.params = list(self.main.params)
         others = {var: func for var, func in module.functions.items() if var.name_hint != "main"}
         self.bb = relax.BlockBuilder(ir.IRModule(others))
         self._values: dict[int, Any] = {}
@@ -107,9 +108,9 @@ class Walk:
 
     def run(self) -> Any:
         """Return the rebuilt module."""
-        with self.bb.function("main", list(self.main.params)):
+        with self.bb.function("main", self.params):
             with self.bb.dataflow():
-                for var in self.main.params:
+                for var in self.params:
                     self.bind(var, var)
                 items = bindings(self.module)
                 for (var, expr), self._called in zip(items, _names(items), strict=True):

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import platform
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from npuc.errors import ArtifactError, ParityError, ToolchainError
 from npuc.program import Port, Program, Tensors
 from npuc.targets.base import Runner
+from npuc.targets.tvm import mapped
 from npuc.targets.tvm.cpu_level import host_flags
 
 LIBRARY = "payload/model.so"
@@ -68,9 +70,15 @@ class SegmentRunner:
 class _Library:
     """A segment compiled by TVM."""
 
-    def __init__(self, library: Path, inputs: tuple[Port, ...], outputs: tuple[Port, ...]):
+    def __init__(
+        self, library: Path, inputs: tuple[Port, ...], outputs: tuple[Port, ...],
+        constants: Sequence[Array],
+    ):  # fmt: skip
+        import tvm_ffi
+
         self.outputs = outputs
         self._inputs = tuple((p, _aligned(p)) for p in inputs)
+        self._constants = [tvm_ffi.from_dlpack(array) for array in constants]
         self.machine = started(library)
         self._main = self.machine["main"]
 
@@ -79,7 +87,8 @@ class _Library:
 
         for port, buffer in self._inputs:
             buffer[...] = values[port.name]
-        result = self._main(*(tvm_ffi.from_dlpack(buffer) for _, buffer in self._inputs))
+        given = (tvm_ffi.from_dlpack(buffer) for _, buffer in self._inputs)
+        result = self._main(*given, *self._constants)
         tensors = [result] if isinstance(result, tvm_ffi.Tensor) else list(result)
         return [np.array(np.from_dlpack(tensor)) for tensor in tensors]
 
@@ -108,7 +117,9 @@ def load(files: Mapping[str, bytes], program: Program) -> Runner:
     if INDEX not in files:
         raise ArtifactError(f"the artifact has no {INDEX}")
     index = json.loads(files[INDEX])
-    missing = sorted({entry["file"] for entry in index["segments"]} - set(files))
+    entries = index["segments"]
+    named = {e["file"] for e in (*entries, *(e["constants"] for e in entries if "constants" in e))}
+    missing = sorted(named - set(files))
     if missing:
         raise ArtifactError(f"the artifact has no {', '.join(missing)}")
     fault = host_fault(index["arch"], index["requires"])
@@ -128,12 +139,21 @@ def _part(files: Mapping[str, bytes], entry: Mapping[str, Any]) -> _Part:
     if entry["place"] != "tvm":
         return _Session(files[name], inputs, outputs)
     with tempfile.TemporaryDirectory(prefix="npuc-") as folder:
-        path = Path(folder) / "model.so"
-        if isinstance(files, _Extracts):
-            files.extract(name, path)
-        else:
-            path.write_bytes(files[name])
-        return _Library(path, inputs, outputs)
+        path = _placed(files, name, Path(folder) / "model.so")
+        constants: list[Array] = []
+        if held := entry.get("constants"):
+            data = _placed(files, held["file"], Path(folder) / "constants")
+            constants = mapped.read(data, held["tensors"])
+        return _Library(path, inputs, outputs, constants)
+
+
+def _placed(files: Mapping[str, bytes], name: str, path: Path) -> Path:
+    """Write a member to a file, from which it is mapped."""
+    if isinstance(files, _Extracts):
+        files.extract(name, path)
+    else:
+        path.write_bytes(files[name])
+    return path
 
 
 def host_fault(arch: str, requires: Sequence[str]) -> ToolchainError | None:
@@ -186,6 +206,22 @@ def started(library: Path) -> Any:
     cpu, device, pooled = 1, 0, 2
     machine["vm_initialization"](cpu, device, pooled)
     return machine
+
+
+def lean() -> None:
+    """Keep torch out of this process: tvm_ffi imports it where it is installed, 200 MB.
+
+    For processes of npuc's own that need no torch: in them, tvm_ffi does not know its tensors.
+    """
+    if "torch" in sys.modules or "tvm_ffi" in sys.modules:
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # importing it now raises ImportError
+    try:
+        import tvm_ffi  # noqa: F401
+    except ImportError:
+        return  # whatever needs it says so
+    finally:
+        del sys.modules["torch"]
 
 
 @functools.cache

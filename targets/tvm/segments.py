@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from npuc.partition import Part, cut, host_nodes, kind
 from npuc.program import Port, Program
-from npuc.targets.tvm import allowed, build, cpu_level, importer, linker, rewrites, runtime
+from npuc.targets.tvm import allowed, build, cpu_level, importer, linker, mapped, rewrites, runtime
 from npuc.targets.tvm.lowered import Lowered
 
 TVM, ORT = "tvm", "onnxruntime"
@@ -32,8 +32,19 @@ def lower(program: Program, *, cpu: str, fallback: str) -> Lowered:
     for number, segment in enumerate(segments):
         suffix = "so" if segment.place == TVM else "onnx"
         path = f"payload/segments/{number:03}.{suffix}" if found else runtime.LIBRARY
-        files[path] = _compile(segment, level, tool)
-        entries.append(_entry(segment, path))
+        entry = _entry(segment, path)
+        if segment.place == ORT:
+            proto = ir.to_proto(segment.model)
+            files[path] = bytes(proto.SerializeToString(deterministic=True))
+        else:
+            module = build.legalised(importer.to_relax(segment.model), level)
+            module, constants = mapped.lift(module)
+            files[path] = build.export(build.lowered(module, level), tool)
+            if constants.tensors:
+                name = path.removesuffix("so") + "constants"
+                files[name] = constants.data
+                entry["constants"] = {"file": name, "tensors": constants.to_json()}
+        entries.append(entry)
     index = {
         "arch": level.arch,
         "cpu": level.name,
@@ -44,12 +55,6 @@ def lower(program: Program, *, cpu: str, fallback: str) -> Lowered:
     here = runtime.host_fault(level.arch, level.requires)
     notes = (f"compiled, not run here: {here.message}",) if here else ()
     return Lowered(files, toolchain(level, tool), _placement(model, set(found)), notes, not here)
-
-
-def _compile(segment: Part, level: cpu_level.Level, tool: linker.Linker) -> bytes:
-    if segment.place == ORT:
-        return bytes(ir.to_proto(segment.model).SerializeToString(deterministic=True))
-    return build.export(build.compile_module(importer.to_relax(segment.model), level), tool)
 
 
 def _entry(segment: Part, path: str) -> dict[str, Any]:
