@@ -19,9 +19,9 @@ from npuc import (
 )
 from npuc.answers import Reference
 from npuc.asked import asked
-from npuc.cache.front import Front, Fronts
 from npuc.errors import NpucError, UsageError
 from npuc.export import export
+from npuc.front import Front
 from npuc.load import Loaded, load
 from npuc.mixed import auto
 from npuc.originals import Calls
@@ -42,6 +42,8 @@ from npuc.validate import Validator
 
 if TYPE_CHECKING:
     import torch
+
+    from npuc.cache.front import Fronts
 
 __all__ = ["Compiled", "compile", "verify"]
 
@@ -88,7 +90,7 @@ def compile(
     progress: Progress | None = None,
     failed: Callable[[str, NpucError], None] | None = None,
     checks: Callable[[Program, Reference, Policy, Progress], Validator] = Validator,
-    fronts: Fronts | None = None,
+    fronts: "Fronts | None" = None,
 ) -> list[Compiled]:
     """Compile a model for one or more targets and compare every step with the original.
 

@@ -15,13 +15,14 @@ LAYERS = (
     "program profile facts atomic outputs members manifest pickles zips sniff pt2 hazards",
     "metrics runners inputs onnx_file signature partition source_lines nodes statistics",
     "passes features legality ledger remedies",
-    "quantization layers capture torchscript weights calls floors held choices tasks "
-    "answers inner summary switches trust record reference samples stored artifact models estimate",
+    "quantization layers capture torchscript weights calls floors held choices tasks policy "
+    "answers batches inner summary switches trust record reference samples stored artifact models "
+    "estimate",
     "targets",
-    "plugins load export policy",
+    "plugins load export",
     "originals pipeline per_target simulate simulation recheck validate report execute look mixed "
-    "update pages outlets",
-    "gate blame training",
+    "update pages outlets bench front",
+    "gate cache blame training",
     "pytest_plugin",
     "installing toolchains check check_text estimates doctor listing console options verbs cli "
     "__main__",

@@ -1,13 +1,14 @@
 """Keep what is the same for every target: the exported program, the answers, the first passes."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from npuc import stored
+from npuc.front import Front
 from npuc.gate.cache import Cache, Damaged
 from npuc.jsonable import canonical, plain
 from npuc.policy import Policy
@@ -17,18 +18,6 @@ from npuc.report import Report
 from npuc.validate import Validator
 
 _EXPORTED, _PROGRAM, _ANSWERS, _STATE = "exported.onnx", "program.onnx", "answers", "state.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Front:
-    """A model as it is before any target is looked at, and what was found on the way there.
-
-    `dims` are what the dynamic dimensions of the validator's exported program are bound to.
-    """
-
-    validator: Validator
-    program: Program
-    dims: Mapping[str, int]
 
 
 @dataclass

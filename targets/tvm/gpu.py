@@ -76,7 +76,7 @@ def _executable(model: ir.Model, arch: str, level: Level) -> Any:
     from tvm.relax.backend.cuda import pipeline
 
     target = tvm.target.Target({"kind": "cuda", "arch": arch, **LIMITS}, host=level.target())
-    module = importer.to_relax(model)
+    module = importer.to_relax(model, named=False)
     with target:
         module = _Kernels(t.DecomposeOpsForInference()(module)).run()
         overrides = {**pointwise.legalizations(), "relax.take": take}

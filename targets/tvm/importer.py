@@ -15,19 +15,21 @@ from npuc.targets.tvm.converters import CONVERTERS
 DOMAIN = "ai.npuc"
 
 
-def to_relax(model: ir.Model) -> Any:
+def to_relax(model: ir.Model, *, named: bool = True) -> Any:
     """Import a static model as a `tvm.IRModule` whose main takes and returns tensors by position.
 
     TVM's importer looks operators up by name and ignores their domain, so npuc's own functions
     are renamed first and converted here: to `relax.call_dps_packed` markers that `legalize`
-    replaces by kernels. Raises `PassError` naming the operator the importer fails at.
+    replaces by kernels. Where `named`, variables are called after the program's tensors
+    (`npuc.targets.tvm.names`), which is no name in CUDA. Raises `PassError` naming the operator
+    the importer fails at.
     """
     proto = ir.to_proto(model)
     del proto.functions[:]
     for node in proto.graph.node:
         if node.domain == DOMAIN:
             node.op_type = f"{DOMAIN}.{node.op_type}"
-    importer = _importer()
+    importer = _importer(named)
     shapes = {v.name: list(v.shape.numpy()) for v in model.graph.inputs if v.shape is not None}
     printed = io.StringIO()
     try:
@@ -45,7 +47,7 @@ def to_relax(model: ir.Model) -> Any:
         ) from error
 
 
-def _importer() -> Any:
+def _importer(named: bool) -> Any:
     from tvm import relax
     from tvm.ir import Call
     from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
@@ -63,7 +65,8 @@ def _importer() -> Any:
                 for name in node.output:
                     result = self._nodes.get(name)
                     if isinstance(result, Call) and isinstance(result.ty, relax.TensorType):
-                        self._nodes[name] = self.bb.emit(result, names.variable(name))
+                        called = names.variable(name) if named else ""
+                        self._nodes[name] = self.bb.emit(result, called)
 
         def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
             if op_name.startswith(f"{DOMAIN}."):
