@@ -72,7 +72,7 @@ class Flatten(Walk):
             codes = expr if name == "relax.dequantize" else None
             self._aliases[key(var)] = _Value(home, shape_of(var), codes)
 
-    def _reshape(self, value: Any, shape: tuple[int, ...]) -> Any:
+    def _reshape(self, value: Any, shape: Any) -> Any:
         from tvm import relax
 
         return value if shape_of(value) == shape else self.emit(relax.op.reshape(value, shape))
