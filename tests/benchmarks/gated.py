@@ -1,12 +1,13 @@
 """Both sides of the gate's time: a model to gate, and ONNX Runtime answering the same samples.
 
-Usage: gated.py prepare MODEL SAMPLES FOLDER writes what a user's repository would hold (model.pt
-of npuc.save, parity.toml) and what plain inference needs (model.onnx, samples.npz). gated.py infer
-FOLDER answers the samples call by call, with ONNX Runtime's defaults, and does no more.
+Usage: gated.py prepare MODEL SAMPLES FOLDER [NOISE] writes what a user's repository would hold
+(model.pt of npuc.save, parity.toml) and what plain inference needs (model.onnx, samples.npz).
+gated.py infer FOLDER answers the samples call by call, with ONNX Runtime's defaults, and no more.
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,14 +24,14 @@ agreement = 0.97
 """
 
 
-def prepare(name: str, samples: int, folder: Path) -> None:
+def prepare(name: str, samples: int, folder: Path, noise: float = 0.0) -> None:
     """Write both sides' files; not part of what is timed."""
     import npuc
     from npuc import models
     from npuc.export import export
 
     zoo = models.get(name)
-    calls = zoo.samples(samples)
+    calls = _calls(zoo, samples, noise)
     model = folder / "model.pt"
     npuc.save(
         zoo.module(), zoo.example(), model, samples=calls, calibration=zoo.calibration(64),
@@ -43,6 +44,20 @@ def prepare(name: str, samples: int, folder: Path) -> None:
         for at, name in enumerate(zoo.input_names)
     }
     np.savez(folder / "samples.npz", allow_pickle=False, **arrays)
+
+
+def _calls(zoo: Any, count: int, noise: float) -> Any:
+    """Return samples; with noise, as many as are wanted of those there are."""
+    import torch
+
+    if not noise:
+        return zoo.samples(count)
+    some = zoo.samples(min(count, 360))
+    generator = torch.Generator().manual_seed(0)
+    return [
+        tuple(x + noise * torch.randn(x.shape, generator=generator) for x in some[at % len(some)])
+        for at in range(count)
+    ]
 
 
 def infer(folder: Path) -> None:
@@ -60,6 +75,6 @@ def infer(folder: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "prepare":
-        prepare(sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))
+        prepare(sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]), *map(float, sys.argv[5:]))
     else:
         infer(Path(sys.argv[2]))

@@ -104,7 +104,7 @@ def start(settings: Settings, work: Path) -> list[Row]:
     ]
 
 
-def _compile(name: str, settings: Settings, work: Path) -> list[Row]:
+def _compile(name: str, settings: Settings, work: Path, bar: float | None = None) -> list[Row]:
     """Compile to int8 for the CPU, against the same job by hand."""
     # 64 calibration samples are what a reference model carries, and what by_hand.py is told.
     ours = [
@@ -119,7 +119,7 @@ def _compile(name: str, settings: Settings, work: Path) -> list[Row]:
     print("\n".join(f"  {line}" for line in table if line.startswith(("quantize", "artifact"))))
     what = f"compile {name}, int8, by hand"
     return [
-        _row(name.removeprefix("digits-"), f"{what}: wall", "s", mine, other, "wall"),
+        _row(name.removeprefix("digits-"), f"{what}: wall", "s", mine, other, "wall", bar),
         _row(name.removeprefix("digits-"), f"{what}: CPU", "s", mine, other, "cpu"),
         _row(name.removeprefix("digits-"), f"{what}: peak memory", "MiB", mine, other, "peak"),
     ]
@@ -141,6 +141,55 @@ def mobilenet(settings: Settings, work: Path) -> list[Row]:
 def resnet18(settings: Settings, work: Path) -> list[Row]:
     """Compile a full-size model."""
     return _compile("resnet18", settings, work)
+
+
+def resnet50(settings: Settings, work: Path) -> list[Row]:
+    """Compile the model whose compile time is promised."""
+    return _compile("resnet50", settings, work, 1.5)
+
+
+def cache(settings: Settings, work: Path) -> list[Row]:
+    """Compile for a second target, and again what has not changed, against the first time."""
+    name = "digits-mobilenet" if settings.quick else "resnet50"
+    folders = iter(range(1000))
+
+    def compiled(target: str, store: str) -> measure.Cost:
+        command = [
+            _npuc(), "compile", f"zoo:{name}", "--target", target, "--precision", "int8",
+            "--no-vendor", "--quiet",
+        ]  # fmt: skip
+        return measure.run(["env", f"NPUC_CACHE={work / store}", *command], work)
+
+    first, second, again = [], [], []
+    for _ in range(settings.turns(3)):
+        store = f"cache-{next(folders)}"
+        first.append(compiled("cpu", store))
+        second.append(compiled("aries", store))
+        again.append(compiled("cpu", store))
+        print(f"  {first[-1].wall:.2f}, {second[-1].wall:.2f}, {again[-1].wall:.2f} s", flush=True)
+    what = f"compile {name}, int8, for cpu and then for aries / for cpu"
+    more = f"compile {name}, int8, again, unchanged / the first time"
+    return [
+        _row("cache", f"{what}: wall", "s", second, first, "wall", 0.4),
+        _row("cache", f"{more}: wall", "s", again, first, "wall"),
+    ]
+
+
+def verify(settings: Settings, work: Path) -> list[Row]:
+    """Verify an artifact on many samples, against plain inference on them in ONNX Runtime."""
+    script, count = str(HERE / "gated.py"), 300 if settings.quick else 10_000
+    name, noise = "digits-mobilenet", "0.1"
+    measure.run([sys.executable, script, "prepare", name, str(count), str(work), noise], work)
+    command = ["compile", "model.pt", "--target", "cpu", "--precision", "int8", "--quiet"]
+    measure.run([_npuc(), *command, "--no-cache"], work)
+    check = [
+        _npuc(), "verify", "model.cpu.npuc", "--samples", "samples.npz", "--against", "model.pt",
+    ]  # fmt: skip
+    ours, theirs = check, [sys.executable, script, "infer", str(work)]
+    sides = [partial(measure.run, ours, work), partial(measure.run, theirs, work)]
+    mine, plain = _by_turns(sides, settings.turns(3))
+    what = f"`npuc verify --against` on {count} samples / ONNX Runtime on the same: wall"
+    return [_row("verify", what, "s", mine, plain, "wall")]
 
 
 METHODS = ("min-max", "percentile", "entropy")
@@ -219,6 +268,9 @@ ITEMS: Mapping[str, Callable[[Settings, Path], list[Row]]] = {
     "start": start,
     "mobilenet": mobilenet,
     "resnet18": resnet18,
+    "resnet50": resnet50,
+    "cache": cache,
+    "verify": verify,
     "calibration": calibration,
     "gate": gate,
 }
