@@ -24,7 +24,7 @@ def test_a_quick_run_prints_a_row_per_quantity() -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("nothing",), "unknown: nothing; there are start, mobilenet, resnet18, calibration"),
+        (("nothing",), "unknown: nothing; there are start, mobilenet, resnet18, resnet50, cache"),
         (("start", "--quick", "--write"), "--quick measures too little to be written"),
     ],
 )
