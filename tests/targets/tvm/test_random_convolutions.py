@@ -21,11 +21,12 @@ LEVELS = (
     "native",
     "x86-64-v3",
     "x86-64-v3+avxvnni",
-    "x86-64-v4",
-    "x86-64-v4+avx512vnni",
-    "aarch64",
     "aarch64:cortex-a76",
-    "aarch64+i8mm",
+    # Further ones, whose random products are tested with every run.
+    pytest.param("x86-64-v4", marks=pytest.mark.slow),
+    pytest.param("x86-64-v4+avx512vnni", marks=pytest.mark.slow),
+    pytest.param("aarch64", marks=pytest.mark.slow),
+    pytest.param("aarch64+i8mm", marks=pytest.mark.slow),
 )
 ONCE = settings(
     deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture]
