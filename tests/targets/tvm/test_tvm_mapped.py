@@ -56,10 +56,9 @@ def test_answers_are_right_and_the_file_is_not_written_to() -> None:
     before = files[FILE]
     run, x = tvm.load(files, whole), call()
     want = OnnxRunner(whole)(x)["y"]
-    # Either side is off by n·u·Σ|x||w| for each of the two sums over n = 160 (Higham, 3.1).
-    bound = 4 * 160 * 2.0**-24 * (np.abs(x["x"]) @ np.abs(BIG) @ np.abs(BIG + 1)).max()
     for _ in range(2):
-        np.testing.assert_allclose(run(x)["y"], want, rtol=0, atol=bound)
+        # Either side is 3.1e-4 from float64 at most, where answers reach 750.
+        np.testing.assert_allclose(run(x)["y"], want, rtol=0, atol=1e-3)
     assert files[FILE] == before
 
 
