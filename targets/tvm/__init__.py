@@ -23,7 +23,8 @@ def legalise() -> tuple[Pass, ...]:
 def lower(program: Program, *, cpu: str = "native", fallback: str = "") -> Lowered:
     """Compile a static-shape program for a CPU.
 
-    `cpu` is ``native``, ``x86-64-v3``, ``x86-64-v4``, ``aarch64`` or ``aarch64:<LLVM CPU name>``.
+    `cpu` is ``native``, ``x86-64-v3``, ``x86-64-v4``, ``aarch64`` or ``aarch64:<LLVM CPU name>``,
+    with features after plus signs (``x86-64-v4+avx512vnni``; see `cpu_level.resolve`).
     `fallback` is "" or "ort": with "ort", operators TVM cannot be trusted with run in ONNX
     Runtime. Raises `UnsupportedError` listing every such operator where `fallback` is "",
     `ToolchainError` where the linker is missing or fails, `UsageError` for an unknown `cpu`.
