@@ -16,6 +16,9 @@ Tensors = Mapping[str, np.ndarray[Any, Any]]
 PROTO_LIMIT = 2**31 - 2**20
 """Bytes of weights above which a model cannot be one protobuf message (its limit is 2 GiB)."""
 
+SMALL, LARGE = 1 << 10, 1 << 16
+"""Bytes: below SMALL every tensor stays in the ONNX file; what shape inference reads, to LARGE."""
+
 
 @dataclass(frozen=True, slots=True)
 class Port:
@@ -94,10 +97,14 @@ class Program:
         return sum(t.nbytes for t in tensors if t is not None)
 
     def save(self, path: Path) -> None:
-        """Write ONNX with the weights beside it in `<stem>.safetensors`."""
+        """Write ONNX with the weights beside it in `<stem>.safetensors`; small tensors stay in it.
+
+        ONNX Runtime loads no model whose shapes, axes or split sizes are in another file.
+        """
         import onnx_ir as ir
 
-        ir.save_safetensors(self.model.clone(), path)
+        inside = _largest_parameter(self.model)
+        ir.save_safetensors(self.model.clone(), path, size_threshold_bytes=max(SMALL, inside + 1))
 
     def serialized(self) -> bytes | None:
         """Return the model as one protobuf message, or None where it exceeds protobuf's limit."""
@@ -115,6 +122,16 @@ class Program:
         mine, theirs = (_weights(p.model) for p in (self, other))
         same = mine.keys() == theirs.keys() and all(mine[n] is theirs[n] for n in mine)
         return same and _bare(self.model) == _bare(other.model)
+
+
+def _largest_parameter(model: "ir.Model") -> int:
+    """Return the bytes of the largest tensor that shape inference may read: a list of integers."""
+    import onnx_ir as ir
+
+    values = (v for graph in model.graphs() for v in graph.initializers.values())
+    tensors = [v.const_value for v in values if v.const_value is not None]
+    lists = [t.nbytes for t in tensors if t.dtype == ir.DataType.INT64 and len(t.shape) < 2]
+    return max((size for size in lists if size <= LARGE), default=0)
 
 
 def _weights(model: "ir.Model") -> "dict[str, ir.TensorProtocol | None]":

@@ -12,7 +12,9 @@ each. --tables prints the README's tables from what is stored, --write puts them
 
 Both sides run the same program of the same precision. An int8 row also has the file that ONNX
 Runtime's own `quantize_static` makes of the float program: npuc's program keeps some sums in
-float, where ONNX Runtime then runs their convolutions in float, too. Ratios are to the faster.
+float, where ONNX Runtime then runs their convolutions in float, too. A float row of a recurrent
+model also has torch's own export, whose LSTM, GRU or RNN ONNX Runtime runs as one operator, where
+npuc's program is unrolled. Ratios are to the faster.
 """
 
 import argparse
@@ -106,6 +108,8 @@ def measure(
     peers = list(against)
     if precision == "int8":
         peers.append(str(_theirs(model, batch, folder)))
+    elif plain := _plain(artifact, model, batch, folder):
+        peers.append(str(plain))
     with tempfile.TemporaryDirectory(prefix="npuc-latency-") as fresh:
         lowered = Path(fresh) / artifact.name
         _lowered(artifact, lowered)
@@ -175,6 +179,39 @@ def _theirs(model: str, batch: int, folder: Path) -> Path:
         )  # fmt: skip
         shutil.copyfile(made, path)
     return path
+
+
+def _plain(artifact: Path, model: str, batch: int, folder: Path) -> Path | None:
+    """Return torch's export of a recurrent model at the batch; None where npuc unrolled nothing."""
+    from npuc import artifact as artifacts
+    from npuc import models
+
+    path = folder / f"{model}.exported.b{batch}.onnx"
+    steps = artifacts.read(artifact).manifest.steps
+    if not any(step.name == "decompose-rnn" and step.changes for step in steps):
+        return None
+    if not path.exists():
+        entry = models.get(f"zoo:{model}")
+        example = tuple(
+            tensor.repeat(batch, *[1] * (tensor.dim() - 1)) for tensor in entry.example()
+        )
+        write_export(entry.module().eval(), example, path)
+    return path
+
+
+def write_export(module: Any, example: tuple[Any, ...], path: Path) -> None:
+    """Export a torch module as it is, at its example's sizes, to one ONNX file."""
+    import warnings
+
+    import torch
+
+    with torch.no_grad(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as name:
+        warnings.simplefilter("ignore")  # of torch's own internals
+        made = Path(name) / path.name
+        torch.onnx.export(
+            module, example, made, dynamo=True, opset_version=20, external_data=False, verbose=False
+        )
+        shutil.copyfile(made, path)
 
 
 def _lowered(artifact: Path, path: Path) -> None:

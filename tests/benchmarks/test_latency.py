@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 SCRIPT = Path(__file__).with_name("latency.py")
@@ -85,3 +87,32 @@ def test_the_models_are_in_the_zoo(latency: Any) -> None:
     from npuc import models
 
     assert not set(latency.MODELS) - set(models.names())
+
+
+def test_the_plain_export_keeps_the_recurrent_operator(latency: Any, tmp_path: Path) -> None:
+    import onnxruntime as ort
+    import torch
+
+    class Tagger(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = torch.nn.GRU(3, 5, batch_first=True)
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            steps: torch.Tensor = self.gru(rows)[0]
+            return steps
+
+    module, rows = Tagger().eval(), torch.randn(2, 4, 3)
+    latency.write_export(module, (rows,), tmp_path / "plain.onnx")
+    (written,) = tmp_path.iterdir()
+    assert {node.op_type for node in onnx.load(written).graph.node} >= {"GRU"}
+    session = ort.InferenceSession(written)
+    (answer,) = session.run(None, {session.get_inputs()[0].name: rows.numpy()})
+    np.testing.assert_allclose(np.asarray(answer), module(rows).detach().numpy(), atol=1e-6)
+
+
+def test_a_recurrent_float_row_is_held_against_the_plain_export(latency: Any) -> None:
+    recurrent = row(0.009, 0.012)
+    peer = {**recurrent["sides"][1], "name": "lstm.exported.b1.onnx", "ratio": {"p50": 1.2}}
+    recurrent["sides"].append(peer)
+    assert latency._ratio(recurrent) == {"p50": 1.2}
