@@ -1,19 +1,26 @@
-"""Elementwise operators on integers that follow no kernel, as one pass over memory.
+"""Elementwise operators on integers or codes that follow no kernel, as one pass over memory.
 
-TVM's own fusion would store every int64 in between.
+TVM's own fusion would store every int64 in between, and dequantize value by value.
 """
 
 from typing import Any
 
 from npuc.targets.tvm import whole
+from npuc.targets.tvm.coded import coded
 from npuc.targets.tvm.emit import pieces
+from npuc.targets.tvm.graph import is_var, key, operator
 from npuc.targets.tvm.plan import Plan
-from npuc.targets.tvm.regions import leaf_kind, shaped_args
+from npuc.targets.tvm.regions import leaf_kind, shaped_args, supported
 
 
-def starts(expr: Any) -> bool:
-    """Whether an expression may be a chain's first: an operator on integers or doubles."""
-    return whole.supported(expr) and whole.computes_integers(expr)
+def starts(expr: Any, sources: dict[int, Any]) -> bool:
+    """Whether an expression may be a chain's first: an operator on integers, doubles or codes."""
+    if whole.supported(expr) and whole.computes_integers(expr):
+        return True
+    if operator(expr) == "relax.dequantize" or not supported(expr):
+        return False  # a dequantization is what the operators that read it begin with
+    reads = [sources.get(key(a)) for a in shaped_args(expr) if is_var(a)]
+    return any(coded(source) is not None for source in reads)
 
 
 def plan(p: Plan) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 
 from npuc.targets.tvm import weights as w
 from npuc.targets.tvm.direct import Finish
-from npuc.targets.tvm.emit import cast, constant
+from npuc.targets.tvm.emit import cast, constant, rounded
 from npuc.targets.tvm.graph import Array, dtype_of, is_var, key, number, operator
 from npuc.targets.tvm.plan import Plan
 from npuc.targets.tvm.regions import leaf_kind
@@ -66,7 +66,7 @@ class Integer:
                 if scales is None
                 else p.kernel.load(scales, channel, width)
             )
-            return p.finish(cast(value, "float32") * factor, width, channel, index)
+            return p.finish(rounded(cast(value, "float32") * factor), width, channel, index)
 
         return start, finish
 

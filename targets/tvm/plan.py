@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from npuc.targets.tvm import markers, whole
+from npuc.targets.tvm.coded import coded, dequantize
 from npuc.targets.tvm.cpu_level import Level
 from npuc.targets.tvm.emit import Kernel, constant, lanes_of, rounded, widen
 from npuc.targets.tvm.graph import Array, Walk, dtype_of, key, number, operator, shape_of
@@ -47,7 +48,8 @@ class Plan:
         self._leaves: dict[int, tuple[str, Any]] = {}
         self._skipped: dict[int, int] = {}
         self._kept: Any = None
-        self._steps: dict[int, tuple[int, int]] = {}
+        self._coded: dict[int, Any] = {}
+        self._steps: dict[int, tuple[Any, int]] = {}
         self._numbers: Any = None
 
     @property
@@ -105,24 +107,43 @@ class Plan:
 
     def _declare_steps(self, first: int) -> None:
         """Take the numbers of quantizations from memory: kernels that differ in them are one."""
-        found: list[Array] = []
+        found: list[float] = []
         for member in self.region.members[first:]:
             var, expr = self.items[member]
             step = known_step(expr) if operator(expr) == "relax.quantize" else None
             if step is not None:
                 numbers, zero = step
-                self._steps[key(var)] = (len(numbers) * len(found), zero)
-                found.append(numbers)
+                self._steps[key(var)] = (len(found), zero)
+                found += numbers.tolist()
+            elif operator(expr) == "relax.dequantize":
+                self._coded[key(var)] = coded(expr)
+        for name, read in self._coded.items():
+            if read.scale.size > 1:
+                self._steps[name] = (self.weights(read.scale), read.zero)
+            else:
+                self._steps[name] = (len(found), read.zero)
+                found += read.scale.tolist()
         if found:
-            self._numbers = self.weights(np.concatenate(found))
+            self._numbers = self.weights(np.array(found, np.float32))
 
-    def _evaluate(self, var: Any, expr: Any, args: list[Any]) -> Any:
+    def _evaluate(self, var: Any, expr: Any, args: list[Any], channel: Any) -> Any:
+        if key(var) in self._coded:
+            return self._dequantize(var, args[0], channel)
         if key(var) not in self._steps:
             return evaluate(expr, args, self.kernel)
         at, zero = self._steps[key(var)]
         lanes = lanes_of(args[0])
         numbers = [widen(self.kernel.load(self._numbers, at + i), lanes) for i in range(4)]
         return quantize_by(args[0], numbers, zero, dtype_of(var))
+
+    def _dequantize(self, var: Any, codes: Any, channel: Any) -> Any:
+        at, zero = self._steps[key(var)]
+        lanes = lanes_of(codes)
+        if isinstance(at, int):
+            scale = widen(self.kernel.load(self._numbers, at), lanes)
+        else:
+            scale = self.kernel.load(at, channel, lanes)
+        return dequantize(codes, scale, zero)
 
     @property
     def _stored(self) -> list[Any]:
@@ -137,7 +158,11 @@ class Plan:
         if number(arg) is None and (key(arg) in inside or key(arg) in self._leaves):
             return
         kind = leaf_kind(arg, self.shape)
-        if kind != "number":
+        read = coded(self.source(arg)) if kind == "full" else None
+        if read is not None:
+            self._coded[key(arg)] = read
+            self._leaves[key(arg)] = ("codes", self.input(read.codes))
+        elif kind != "number":
             self._leaves[key(arg)] = (kind, self.input(arg))
 
     def finish(self, value: Any, lanes: int, channel: Any, index: Any) -> Any:
@@ -155,7 +180,7 @@ class Plan:
                 known[key(var)] = known[self._skipped[key(var)]]
             else:
                 args = [self._read(a, known, lanes, channel, index) for a in tensor_args(expr)]
-                result = self.kernel.hold(self._evaluate(var, expr, args))
+                result = self.kernel.hold(self._evaluate(var, expr, args, channel))
                 known[key(var)] = result
             if member == self.region.kept:
                 self.kernel.store(self._kept, known[key(var)], index)
@@ -170,6 +195,9 @@ class Plan:
         kind, memory = self._leaves[key(arg)]
         if kind == "table":
             return memory
+        if kind == "codes":
+            codes = self.kernel.load(memory, index, lanes)
+            return self.kernel.hold(self._dequantize(arg, codes, channel))
         if kind == "row":
             row = self.kernel.load(memory, index // self.shape[-1])
             return widen(row, lanes)
@@ -177,8 +205,10 @@ class Plan:
 
     @property
     def reads(self) -> set[str]:
-        """How declared tensors are read: kinds of `regions.leaf_kind`, or "table"."""
-        return {kind for kind, _ in self._leaves.values()}
+        """How declared tensors are read: kinds of `regions.leaf_kind`, "table" or "codes"."""
+        kinds = {kind for kind, _ in self._leaves.values()}
+        channels = any(read.scale.size > 1 for read in self._coded.values())
+        return kinds | {"channel"} if channels else kinds
 
     def done(self, name: str) -> bool:
         """Close the kernel; always True, for planners to return."""

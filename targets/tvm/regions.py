@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from npuc.targets.tvm import markers, whole
+from npuc.targets.tvm.coded import coded
 from npuc.targets.tvm.graph import (
     dtype_of,
     is_tensor,
@@ -76,8 +77,8 @@ class Regions:
             inside.add(key(item))
             if dtype_of(item) != "float32":
                 limit = LIMIT_WHOLE
-            if dtype_of(item) == whole.TRUTH:
-                continue
+            if dtype_of(item) == whole.TRUTH or operator(expr) == "relax.dequantize":
+                continue  # who reads it dequantizes for himself: the codes are what is stored
             used = self._used(members)
             if not used:
                 best = Region(tuple(members))
@@ -121,6 +122,8 @@ def supported(expr: Any) -> bool:
         return True
     if name == "relax.clip":
         return dtype_of(expr.args[0]) == "float32"
+    if name == "relax.dequantize":
+        return coded(expr) is not None
     if name == "relax.quantize":
         codes = str(expr.attrs.out_dtype)
         return codes in ("int8", "uint8") and dtype_of(expr.args[0]) == "float32"
@@ -137,7 +140,7 @@ def tensor_args(expr: Any) -> list[Any]:
     """Return the tensors an elementwise operator reads."""
     if markers.rounding(expr) is not None:
         return [markers.data_of(expr)]
-    if operator(expr) == "relax.clip":
+    if operator(expr) in ("relax.clip", "relax.dequantize"):
         return [expr.args[0]]
     return list(expr.args)
 

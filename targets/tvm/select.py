@@ -71,7 +71,7 @@ class Select(Walk):
             region = Region((at,)) if alone else regions.grow(at, taken)
             self._try(planner, region, taken)
         for at, (var, expr) in enumerate(self._items):
-            if at in taken or key(var) in operands or not chains.starts(expr):
+            if at in taken or key(var) in operands or not chains.starts(expr, self._sources):
                 continue
             region = regions.grow(at, taken)
             if len(region.members) > 1:
