@@ -115,6 +115,9 @@ class IntScheme:
     elementwise: str = "float"
     """Arithmetic of Add, Mul, pooling and Softmax on codes: "float" (computed in float32 and
     coded) or "tflite" (the reference kernels' integer rules)."""
+    coded_sums: bool = False
+    """Whether convolutions that end with a sum of images read the codes of its other summand,
+    where `ops` has no Add (`npuc.passes.qdq.sums`)."""
 
     @property
     def weight_bits(self) -> int:
@@ -267,6 +270,7 @@ class Profile:
             overflow=self.get("int8.overflow", "wrap"),
             constant_range=_pair(self.get("int8.constant_range")),
             elementwise=self.get("int8.elementwise", "float"),
+            coded_sums=bool(self.get("int8.coded_sums", False)),
         )
 
     @property

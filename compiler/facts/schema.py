@@ -148,6 +148,7 @@ SCHEMA: dict[str, Kind] = {
     "int8.accumulator": TEXT,
     "int8.accumulator_bits": between(16, 64),
     "int8.overflow": named(("wrap", "saturate")),
+    "int8.coded_sums": FLAG,
     "int8.elementwise": named(("float", "tflite")),
     "int8.quantize_ties": TEXT,
     "int8.bias": TEXT,

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from npuc.partition import on_host
 from npuc.passes.graphs import bodies, constant, label
 from npuc.passes.qdq.results import absorbed, left_in_float, listed, results, source
+from npuc.passes.qdq.sums import stored
 from npuc.profile import IntScheme
 from npuc.program import Refusal
 
@@ -58,7 +59,7 @@ def sites(
     """List the nodes of `scheme.ops` that can be quantized, and why the others cannot.
 
     Inputs that are dequantized already are left as they are; a node with nothing left to do is
-    left out silently.
+    left out silently. Sums of images are sites where `scheme.coded_sums` (see `qdq.sums`).
     """
     skipped = set(skip)
     found: list[Site] = []
@@ -68,7 +69,11 @@ def sites(
         if node.domain == "" and node.op_type in scheme.ops
     ]
     taken = absorbed(model, scheme)
+    order = {node: at for at, node in enumerate(model.graph)}
     for node in model.graph:
+        sums = _pending(node, stored(node, scheme, order))
+        if sums and node.name not in skipped:
+            found.append(Site(node, sums))
         if node.domain != "" or node.op_type not in listed(scheme) or node in taken:
             continue
         if on_host(node):
