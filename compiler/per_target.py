@@ -23,7 +23,7 @@ from npuc.members import PARITY, REFERENCE
 from npuc.mixed import auto
 from npuc.mixed.outcome import Mixed
 from npuc.passes.base import Pass, Watch, run
-from npuc.profile import FLOATS, Profile
+from npuc.profile import FLOATS, UNCODED, Profile
 from npuc.program import Program, Tensors
 from npuc.progress import Progress
 from npuc.quantization.coders import Coder, coder
@@ -112,7 +112,7 @@ def compile_for(target: Target, path: Path, job: Job) -> Compiled:
         calls = calls[:CALIBRATION]
     numerics = target.numerics(precision)
     placed = _Placed(target, path, profile, precision, program, calls, numerics)
-    if precision == "float":
+    if precision in UNCODED:
         return _finish(job, placed, validator)
     if precision in FLOATS:
         floats = coder(precision, program, calls, profile, job.choices, shown)

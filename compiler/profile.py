@@ -34,7 +34,16 @@ WEIGHTS: Mapping[str, int] = {"w4a16": 4, "w8a16": 8}
 FLOAT8: Mapping[str, str] = {"fp8": "e4m3", "fp8-e5m2": "e5m2"}
 """Precision → the 8-bit float that the factors of products are rounded to."""
 
-FLOATS = ("float", *WEIGHTS, *FLOAT8)
+SHORT: Mapping[str, Mapping[str, Any]] = {
+    "bf16": {"formats": [[8, 7]], "rounds": "operands"},
+}
+"""Precision → the ``float.*`` facts that hold at it: which short float the factors of products are
+rounded to. Sums and everything else stay float32."""
+
+UNCODED = ("float", *SHORT)
+"""Precisions at which nothing is coded or scaled: floats are rounded, if anything is."""
+
+FLOATS = (*UNCODED, *WEIGHTS, *FLOAT8)
 """Precisions without an integer scheme."""
 
 
@@ -202,7 +211,8 @@ class Profile:
     def at(self, precision: str) -> "Profile":
         """Return the same device as it is at a precision; raises `NpucError` for one unknown.
 
-        At "int8" and at `FLOATS` that is this profile. At a precision of `DERIVED` the facts that
+        At "int8" and at `FLOATS` that is this profile, at `SHORT` with other ``float.*`` facts:
+        they are what the precision means. At a precision of `DERIVED` the facts that
         differ stand in place of the ``int8.*`` ones, so that whatever follows reads `int_scheme`
         (and any fact) as always, and need not know the precision's name. What the profile states
         as ``<precision>.<fact>`` takes the place of ``int8.<fact>`` with its grade and source;
@@ -212,6 +222,9 @@ class Profile:
         `npuc.facts.schema`, its name in the ``precisions`` of the profiles that have it, and, for
         what `IntScheme` cannot say yet, a field there that is read from an ``int8.*`` fact.
         """
+        if precision in SHORT:
+            chosen = {f"float.{k}": Fact(v, "P", "npuc") for k, v in SHORT[precision].items()}
+            return replace(self, facts={**self.facts, **chosen})
         if precision == "int8" or precision in FLOATS:
             return self
         if precision not in DERIVED:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from npuc.passes.base import Pass
-from npuc.profile import Profile
+from npuc.profile import SHORT, Profile
 from npuc.program import Program
 from npuc.targets import tvm
 from npuc.targets.base import Evidence, LowerOptions, Payload, Runner, Toolchain
@@ -31,8 +31,15 @@ class Cpu:
         return tvm.legalise()
 
     def numerics(self, precision: str) -> tuple[Pass, ...]:
-        """Return nothing: a CPU computes the program as it is written."""
-        return ()
+        """Return nothing, but at "bf16" what rounds the factors of products.
+
+        A CPU computes the program as it is written; its dot products of bfloat16 add up in
+        float32.
+        """
+        from npuc.passes.round_floats import RoundFloats
+
+        formats = self.profile.at(precision).float_formats if precision in SHORT else ()
+        return tuple(RoundFloats(form) for form in formats)
 
     def lower(self, program: Program, options: LowerOptions, workdir: Path) -> Payload:
         """Compile; raises `UnsupportedError`, `ToolchainError` or `UsageError`."""

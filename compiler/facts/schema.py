@@ -106,6 +106,7 @@ SCHEMA: dict[str, Kind] = {
     # --- what npuc compiles
     "precisions": some_of(("int8", *FLOATS, *DERIVED)),
     "notes.int8": TEXT,
+    "notes.bf16": TEXT,
     "notes.float": TEXT,
     "shapes.static": FLAG,
     "shapes.batch": COUNT,

@@ -14,7 +14,7 @@ from npuc.metrics import differences
 from npuc.passes.base import run
 from npuc.per_target import prepare
 from npuc.policy import Policy
-from npuc.profile import FLOATS
+from npuc.profile import FLOATS, UNCODED
 from npuc.program import Program, Tensors
 from npuc.progress import Silent
 from npuc.quantization.coders import Coder, coder
@@ -56,7 +56,7 @@ def judge(target: Target, precision: str, case: Case) -> Row:
     host = tuple(sorted({partition.kind(node) for node in partition.host_nodes(program.model)}))
     quantizer: Quantizer | Coder | None = None
     coded = plain = program
-    if precision != "float":
+    if precision not in UNCODED:
         if precision in FLOATS:
             quantizer = coder(precision, program, case.calibration, profile, Choices(), Silent())
         else:

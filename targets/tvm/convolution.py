@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from npuc.targets.tvm import transposed
+from npuc.targets.tvm import halves, markers, transposed
 from npuc.targets.tvm import weights as w
 from npuc.targets.tvm.depthwise import Depthwise
 from npuc.targets.tvm.direct import Direct, Finish
-from npuc.targets.tvm.dots import FLOAT, Dot, choose
+from npuc.targets.tvm.dots import FLOAT, Dot, choose, of_halves
 from npuc.targets.tvm.graph import Array, dtype_of, number, operator, shape_of
 from npuc.targets.tvm.integer import Integer
 from npuc.targets.tvm.layout import TO_NHWC
@@ -111,7 +111,7 @@ def _pair(values: Any) -> tuple[int, int]:
 
 
 def _direct(p: Plan, g: Geometry, found: _Weights) -> bool:
-    dot = FLOAT
+    dot, call = FLOAT, p.anchor
     if found.integer is not None:
         dot = choose(
             p.level,
@@ -120,7 +120,11 @@ def _direct(p: Plan, g: Geometry, found: _Weights) -> bool:
             multiple=0 if g.groups == 1 else g.channels // g.groups,
         )
         g = replace(g, round_channels=dot.adds, fill=found.integer.activation.zero)
-    tensor = _input(p, found)
+    half = halves.codes(call.args[0], p.sources) if found.integer is None else None
+    if half is not None:
+        dot = of_halves(p.level)
+        g = replace(g, round_channels=dot.adds)
+    tensor = _input(p, found) if half is None else half
     planes = _planes(p, tensor, g)
     g = replace(g, planes=planes is not None)
     x = p.input(tensor if planes is None else planes[0])
@@ -131,7 +135,7 @@ def _direct(p: Plan, g: Geometry, found: _Weights) -> bool:
         x = stage_planes(p.kernel, x, g, dtype_of(tensor), planes[1])
     for kernel, packed, start in parts:
         kernel.write(x, packed, start, y)
-    kind = "" if found.integer is None else "_int8"
+    kind = "_int8" if found.integer is not None else "" if half is None else "_bf16"
     return p.done(f"{'de' if cut else ''}conv{g.kernel[0]}x{g.kernel[1]}{kind}")
 
 
@@ -159,6 +163,8 @@ def _planes(p: Plan, tensor: Any, g: Geometry) -> tuple[Any, Code] | None:
         if known_step(source) is None:
             return None
         code, source = partial(quantize_known, source), p.source(source.args[0])
+    elif markers.name_of(source) == halves.NARROW:
+        code, source = halves.narrowed, p.source(markers.data_of(source))
     if operator(source) != "relax.permute_dims" or number(source.args[0]) is not None:
         return None
     if source.attrs.axes is None or tuple(int(a) for a in source.attrs.axes) != TO_NHWC:

@@ -33,7 +33,7 @@ _ARM = {
 _DOTS = ("avx512vnni", "avxvnni", "i8mm", "dotprod")
 """LLVM's names of what brings a dot product of four 8-bit values, the best first."""
 
-_EXTRA = {"x86_64": ("avx512vnni", "avxvnni"), "aarch64": ("dotprod", "i8mm")}
+_EXTRA = {"x86_64": ("avx512vnni", "avx512bf16", "avxvnni"), "aarch64": ("dotprod", "i8mm")}
 """What may be named after a plus sign."""
 
 
@@ -43,7 +43,8 @@ class Level:
 
     `requires` are Linux cpuinfo flags a host must have to run the code. `lanes` is how many
     float32 one vector register holds. `features` are LLVM's, switched on (+) or off (-) on top of
-    those of `mcpu`. `dot` is the feature that brings a dot product of four 8-bit values, or "".
+    those of `mcpu`. `dot` is the feature that brings a dot product of four 8-bit values, or ""; `halves`
+    says whether there is one of two bfloat16.
     """
 
     triple: str
@@ -52,6 +53,7 @@ class Level:
     lanes: int
     features: tuple[str, ...] = ()
     dot: str = ""
+    halves: bool = False
 
     @property
     def arch(self) -> str:
@@ -84,9 +86,10 @@ def resolve(cpu: str) -> Level:
         return _native()
     if name in ("x86-64-v3", "x86-64-v4"):
         _check(cpu, extra, "x86_64")
-        if "avx512vnni" in extra and name != "x86-64-v4":
+        wide = [e for e in extra if e.startswith("avx512")]
+        if wide and name != "x86-64-v4":
             raise UsageError(
-                f"--cpu {cpu}: avx512vnni needs x86-64-v4",
+                f"--cpu {cpu}: {wide[0]} needs x86-64-v4",
                 hint="use --cpu x86-64-v4+avx512vnni or x86-64-v3+avxvnni",
             )
         return _x86(name, _V4 if name.endswith("4") else _V3, tuple(f"+{e}" for e in extra))
@@ -126,7 +129,8 @@ def _x86(mcpu: str, known: dict[str, str], features: tuple[str, ...]) -> Level:
     # 256-bit VNNI beside AVX-512 would waste half of the registers' width.
     dots = [d for d in _DOTS if d in has and (d == "avx512vnni") == (lanes == 16)]
     order = tuple(sorted(flags))
-    return Level("x86_64-linux-gnu", mcpu, order, lanes, features, dots[0] if dots else "")
+    halves = lanes == 16 and "avx512bf16" in has
+    return Level("x86_64-linux-gnu", mcpu, order, lanes, features, dots[0] if dots else "", halves)
 
 
 def _native() -> Level:

@@ -14,6 +14,7 @@ import numpy as np
 
 from npuc.targets.tvm.cpu_level import Level
 from npuc.targets.tvm.emit import Kernel, cast, constant, dtype_of, fma, ramp, tirx, widen
+from npuc.targets.tvm.halves import packed, widened
 
 Array = np.ndarray[Any, Any]
 
@@ -43,6 +44,7 @@ class Dot:
 
         N is padded with zeros to whole vectors; K must be a multiple of `adds`.
         """
+        weights = packed(weights) if self.inputs == "bfloat16" else weights
         groups, depth, columns = weights.shape
         padded = np.zeros((groups, depth, -(-columns // lanes) * lanes), weights.dtype)
         padded[:, :, :columns] = weights
@@ -56,6 +58,9 @@ class Dot:
     def weights(self, k: Kernel, memory: Any, index: Any) -> Any:
         """Read a vector of packed weights."""
         loaded = k.load(memory, index, k.level.lanes * self.adds)
+        if self.inputs == "bfloat16":
+            k.link(_BFLOAT16)
+            return tirx().reinterpret(f"int32x{k.level.lanes}", loaded)
         wide = {1: self.sums, 2: "int16"}.get(self.adds, "int8")
         return loaded if dtype_of(memory) == np.dtype(wide) else cast(loaded, wide)
 
@@ -69,12 +74,16 @@ class Dot:
         lanes = k.level.lanes
         if self.adds == 1:
             one = k.load(memory, index)
+            if self.inputs == "uint16":
+                return widen(widened(one), lanes)
             one = one if self.sums == "float32" else cast(one, self.sums)
             return widen(one - constant(zero, self.sums) if zero else one, lanes)
         some = t.BufferLoad(memory, [ramp(index, self.adds)])
-        if self.adds == 2:
+        if self.adds == 2 and self.sums == "int32":
             some = cast(some, self.inputs)
         word = t.reinterpret("int32", some)
+        if self.inputs == "bfloat16":
+            return widen(word, lanes)
         if self.shift:
             # Flipping the top bit of every byte adds 128 to signed codes, or takes it off others.
             word = word ^ t.const(-0x7F7F7F80, "int32")
@@ -84,8 +93,11 @@ class Dot:
         """Return `total` with the products of a broadcast `value` and a vector of weights added."""
         t = tirx()
 
-        if self.sums == "float32":
+        if self.sums == "float32" and not self.instruction:
             return fma(value, weight, total)
+        if self.sums == "float32":
+            kind = str(total.ty.dtype)
+            return t.call_extern(kind, self.instruction, total, value, weight)
         if self.adds == 1:
             return total + value * weight
         kind = total.ty.dtype
@@ -120,8 +132,30 @@ def _int16(value: Any) -> tuple[Any, ...]:
     return (whole << eight) >> eight, whole >> eight
 
 
+_BFLOAT16 = """
+declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
+
+define <16 x float> @npuc_add_products_of_bfloat16(
+  <16 x float> %sum, <16 x i32> %inputs, <16 x i32> %weights
+) alwaysinline {
+  %a = bitcast <16 x i32> %inputs to <32 x bfloat>
+  %b = bitcast <16 x i32> %weights to <32 x bfloat>
+  %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(
+    <16 x float> %sum, <32 x bfloat> %a, <32 x bfloat> %b)
+  ret <16 x float> %r
+}
+"""
+"""`vdpbf16ps` on pairs of bfloat16 as 32-bit words: TVM has no vectors of LLVM's type."""
+
+
 FLOAT = Dot(1, "float32", "float32")
 """Fused float32 arithmetic."""
+
+WIDENED = Dot(1, "float32", "uint16")
+"""The same on inputs stored as bfloat16; weights are float32."""
+
+HALVES = Dot(2, "float32", "bfloat16", "npuc_add_products_of_bfloat16")
+"""Two products of bfloat16 at a time, weights too; what is subnormal in float32 is zero."""
 
 PLAIN = Dot(1, "int32", "int32")
 """Integer arithmetic one product at a time, in int32."""
@@ -141,6 +175,11 @@ def choose(level: Level, *, signed: bool, narrow: bool, multiple: int = 0) -> Do
     if level.arch == "x86_64" and multiple % 2 == 0:
         return Dot(2, "int32", "int16", _PAIRS[level.lanes])
     return PLAIN
+
+
+def of_halves(level: Level) -> Dot:
+    """Return the multiply-add for inputs stored as bfloat16."""
+    return HALVES if level.halves else WIDENED
 
 
 def _four(level: Level, signed: bool) -> Dot | None:

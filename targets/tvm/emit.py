@@ -39,6 +39,7 @@ class Kernel:
         self._views: list[Any] = []
         self._blocks: list[list[Any]] = [[]]
         self._count = 0
+        self._code = ""
 
     def tensor(self, shape: Sequence[int], dtype: str) -> Any:
         """Declare a parameter and return a flat view of it."""
@@ -141,12 +142,22 @@ class Kernel:
         at = ramp(index, lanes_of(value))
         self._blocks[-1].append(t.BufferStore(memory, value, [at]))
 
+    def link(self, code: str) -> None:
+        """Take a function of LLVM's own language in, for `call_extern`: it is inlined."""
+        self._code = code
+
     def finish(self) -> Any:
         """Return the function."""
         t = tirx()
 
-        (body,) = self._blocks
-        function = t.PrimFunc(self._params, _sequence([*self._views, *body]))
+        (statements,) = self._blocks
+        body = _sequence([*self._views, *statements])
+        if self._code:
+            from tvm import ir
+
+            none = t.IntImm("int32", 0)
+            body = t.AttrStmt(none, "pragma_import_llvm", ir.StringImm(self._code), body)
+        function = t.PrimFunc(self._params, body)
         return function.with_attr(
             {"tirx.noalias": True, "op_pattern": OPAQUE, "tirx.is_scheduled": True}
         )

@@ -152,6 +152,8 @@ class Layout(Walk):
             scales = [number(a) for a in expr.args[1:3]]
             if all(s is not None and s.size == 1 for s in scales) and number(expr.args[0]) is None:
                 return self.emit(self.call(expr, [self.nhwc(expr.args[0]), *expr.args[1:]]))
+        if expr is not None and markers.rounding(expr) is not None and len(shape_of(var)) == 4:
+            return self.emit(markers.mark(markers.name_of(expr), self.nhwc(markers.data_of(expr))))
         if expr is not None and _centres(expr):
             # The codes move, not the int32 values that the kernel never reads.
             return self.emit(self.call(expr, [self.nhwc(expr.args[0]), *expr.args[1:]]))

@@ -15,6 +15,7 @@ def run(module: Any, level: Level) -> Any:
     from npuc.targets.tvm.commute import Commute
     from npuc.targets.tvm.constants import FoldConstants
     from npuc.targets.tvm.flatten import Flatten
+    from npuc.targets.tvm.halves import Halve
     from npuc.targets.tvm.layout import Layout
     from npuc.targets.tvm.select import Select
 
@@ -22,7 +23,7 @@ def run(module: Any, level: Level) -> Any:
     module = FoldConstants(module).run()
     module = Layout(Commute(module).run()).run()
     module = Flatten(FoldConstants(module).run()).run()
-    module = t.DeadCodeElimination()(Select(module, level).run())
+    module = t.DeadCodeElimination()(Select(Halve(module).run(), level).run())
     module = FoldConstants(module, codes=True).run()
     passes = [
         t.DeadCodeElimination(),

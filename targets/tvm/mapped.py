@@ -20,7 +20,7 @@ LEAST = 1 << 16
 """Bytes below which a constant stays in the library: each that leaves it is one more argument of
 every call."""
 
-KINDS = frozenset({"float32", "float64", "int8", "uint8", "int16", "int32", "int64"})
+KINDS = frozenset({"float32", "float64", "int8", "uint8", "int16", "uint16", "int32", "int64"})
 
 
 @dataclass(frozen=True, slots=True)

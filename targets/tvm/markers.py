@@ -11,12 +11,14 @@ def is_rounding(name: str) -> bool:
     return _ROUND.fullmatch(name) is not None
 
 
-def mark(name: str, data: Any) -> Any:
-    """Return a call that stands for an elementwise operator of npuc."""
+def mark(name: str, data: Any, dtype: str = "") -> Any:
+    """Return a call that stands for an elementwise operator of npuc; it keeps the type or names
+    another."""
     from tvm import relax
 
     args: Any = [data]
-    return relax.call_dps_packed(name, args, data.ty)
+    kind = relax.TensorType(data.ty.shape, dtype) if dtype else data.ty
+    return relax.call_dps_packed(name, args, kind)
 
 
 def name_of(expr: Any) -> str:

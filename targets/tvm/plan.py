@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from npuc.targets.tvm import markers, whole
+from npuc.targets.tvm import halves, markers, whole
 from npuc.targets.tvm.coded import coded, dequantize
 from npuc.targets.tvm.cpu_level import Level
 from npuc.targets.tvm.emit import Kernel, constant, lanes_of, rounded, widen
@@ -235,6 +235,8 @@ def evaluate(expr: Any, args: list[Any], kernel: Kernel) -> Any:
     fmt = markers.rounding(expr)
     if fmt is not None:
         return round_to(args[0], *fmt, in_kernel(kernel))
+    if markers.name_of(expr) == halves.NARROW:
+        return halves.narrowed(args[0])
     name = operator(expr)
     if name == "relax.clip":
         return clip(args[0], *bounds(expr))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from npuc.targets.tvm import markers
+from npuc.targets.tvm import halves, markers
 from npuc.targets.tvm.emit import cast, constant, fma, lanes_of
 from npuc.targets.tvm.graph import number
 from npuc.targets.tvm.rounding import round_to
@@ -168,6 +168,9 @@ OPERATORS: Mapping[str, Operator] = {
 """Operators of float32 whose result has the shape of their (broadcast) arguments."""
 
 
+HALVES = {halves.NARROW: halves.narrowed, halves.WIDEN: halves.widened}
+"""npuc's operators to bfloat16 and back."""
+
 SLOW = ("exp", "tanh", "erf", "sigmoid", "nn.gelu", "nn.gelu_tanh", "nn.silu")
 """Operators that TVM would compute with a call of the C library per value."""
 
@@ -212,15 +215,20 @@ def _broadcast(tensor: Any, index: tuple[Any, ...]) -> Any:
 
 
 def marker(bb: Any, call: Any) -> Any:
-    """Return the kernel call that a float rounding stands for, or None for anything else."""
+    """Return the kernel call that an operator of npuc stands for, or None for anything else."""
     from tvm import te
 
-    fmt = markers.rounding(call)
-    if fmt is None:
+    if (name := markers.name_of(call)) in HALVES:
+        hint = name.rpartition(".")[2]
+    elif fmt := markers.rounding(call):
+        hint = f"round_e{fmt[0]}m{fmt[1]}"
+    else:
         return None
 
-    def compute(x: Any) -> Any:
-        return te.compute(x.shape, lambda *i: round_to(x(*i), *fmt, in_expression))
+    def value(x: Any) -> Any:
+        return HALVES[name](x) if name in HALVES else round_to(x, *fmt, in_expression)
 
-    hint = f"round_e{fmt[0]}m{fmt[1]}"
+    def compute(x: Any) -> Any:
+        return te.compute(x.shape, lambda *i: value(x(*i)))
+
     return bb.call_te(compute, markers.data_of(call), primfunc_name_hint=hint)

@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from npuc.targets.tvm import halves
 from npuc.targets.tvm import weights as w
 from npuc.targets.tvm.batched import Batched
 from npuc.targets.tvm.direct import Direct
-from npuc.targets.tvm.dots import FLOAT, choose
+from npuc.targets.tvm.dots import FLOAT, choose, of_halves
 from npuc.targets.tvm.graph import Array, dtype_of, shape_of
 from npuc.targets.tvm.integer import Integer
 from npuc.targets.tvm.plan import Plan
@@ -38,11 +39,16 @@ def _float(p: Plan) -> bool:
     array = w.values(p.anchor.args[1], p.sources)
     if array is None:
         return False
-    x = p.input(p.anchor.args[0])
-    packed = p.weights(FLOAT.pack(array[None], p.level.lanes))
+    codes = halves.codes(p.anchor.args[0], p.sources)
+    dot = FLOAT if codes is None else of_halves(p.level)
+    g = _geometry(p, round_channels=dot.adds)
+    room = np.zeros((1, g.pixel, g.channels_out), array.dtype)
+    room[0, : g.channels] = array
+    x = p.input(p.anchor.args[0] if codes is None else codes)
+    packed = p.weights(dot.pack(room, p.level.lanes))
     y = p.output()
-    Direct(p.kernel, _geometry(p), p.finish, heavy=p.heavy).write(x, packed, None, y)
-    return p.done("matmul")
+    Direct(p.kernel, g, p.finish, dot, heavy=p.heavy).write(x, packed, None, y)
+    return p.done("matmul" if codes is None else "matmul_bf16")
 
 
 def _integer(p: Plan) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from npuc.targets.tvm import markers, whole
+from npuc.targets.tvm import halves, markers, whole
 from npuc.targets.tvm.coded import coded
 from npuc.targets.tvm.graph import (
     dtype_of,
@@ -82,7 +82,7 @@ class Regions:
             used = self._used(members)
             if not used:
                 best = Region(tuple(members))
-            elif operator(expr) == "relax.quantize" and self._keeps(used, position):
+            elif _shortens(expr) and self._keeps(used, position):
                 best = Region(tuple(members), used[0])
         return best
 
@@ -127,7 +127,14 @@ def supported(expr: Any) -> bool:
     if name == "relax.quantize":
         codes = str(expr.attrs.out_dtype)
         return codes in ("int8", "uint8") and dtype_of(expr.args[0]) == "float32"
+    if markers.name_of(expr) == halves.NARROW:
+        return True
     return markers.rounding(expr) is not None or whole.supported(expr)
+
+
+def _shortens(expr: Any) -> bool:
+    """Whether an operator gives codes, or a short float, of what others want as it is."""
+    return operator(expr) == "relax.quantize" or markers.name_of(expr) == halves.NARROW
 
 
 def shaped_args(expr: Any) -> list[Any]:
@@ -138,7 +145,7 @@ def shaped_args(expr: Any) -> list[Any]:
 
 def tensor_args(expr: Any) -> list[Any]:
     """Return the tensors an elementwise operator reads."""
-    if markers.rounding(expr) is not None:
+    if markers.name_of(expr):
         return [markers.data_of(expr)]
     if operator(expr) in ("relax.clip", "relax.dequantize"):
         return [expr.args[0]]

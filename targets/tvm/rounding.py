@@ -19,7 +19,8 @@ def round_to(x: Any, exponent: int, mantissa: int, flush: bool, let: Let) -> Any
     Above the format's smallest normal number, adding half of the last kept place (less one where
     it is even) and cutting rounds the bits of a float32 correctly, carry into the exponent
     included. Below it the last place is a fixed power of two: there the magnitude, shifted into
-    an integer of those places, is rounded the same way and converted back exactly.
+    an integer of those places, is rounded the same way and converted back exactly. A format with
+    float32's exponents has float32's subnormals, whose bits are rounded as all others are.
     """
     from tvm import tirx as t
 
@@ -70,9 +71,10 @@ class _Format:
 
         drop = self.integer(self.drop)
         result = self.let(self._shifted(size, drop) << drop, self._limited)
-        small = size < self.integer(self.smallest << 23)
-        tiny = self.integer(0) if self.flush else self._tiny(size)
-        result = t.Select(small, tiny, result)
+        if self.flush or self.smallest > 1:
+            small = size < self.integer(self.smallest << 23)
+            tiny = self.integer(0) if self.flush else self._tiny(size)
+            result = t.Select(small, tiny, result)
         # NaN, and infinity, which the addition of a half would leave as it is anyway.
         result = t.Select(size >= self.integer(INFINITY), size, result)
         return t.reinterpret(_type("float32", self.lanes), result | sign)
