@@ -61,8 +61,8 @@ from npuc.options import (
     show_default=True,
     metavar="LEVEL",
     help="CPU that host code is for: native, x86-64-v3, x86-64-v4, aarch64 or aarch64:NAME; "
-    "what it has beside that after a plus sign (x86-64-v4+avx512vnni, x86-64-v3+avxvnni, "
-    "aarch64+dotprod, aarch64+i8mm).",
+    "what it has beside that after a plus sign (x86-64-v4+avx512vnni+avx512bf16, "
+    "x86-64-v3+avxvnni, aarch64+dotprod, aarch64+i8mm).",
 )
 @click.option(
     "--fallback", type=click.Choice(["ort"]), help="Run what cannot be lowered in ONNX Runtime."

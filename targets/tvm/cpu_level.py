@@ -43,8 +43,8 @@ class Level:
 
     `requires` are Linux cpuinfo flags a host must have to run the code. `lanes` is how many
     float32 one vector register holds. `features` are LLVM's, switched on (+) or off (-) on top of
-    those of `mcpu`. `dot` is the feature that brings a dot product of four 8-bit values, or ""; `halves`
-    says whether there is one of two bfloat16.
+    those of `mcpu`. `dot` is the feature that brings a dot product of four 8-bit values, or "";
+    `halves` says whether there is one of two bfloat16.
     """
 
     triple: str
@@ -95,7 +95,8 @@ def resolve(cpu: str) -> Level:
         return _x86(name, _V4 if name.endswith("4") else _V3, tuple(f"+{e}" for e in extra))
     raise UsageError(
         f"unknown CPU {cpu!r}",
-        hint="use --cpu native, x86-64-v3, x86-64-v3+avxvnni, x86-64-v4, x86-64-v4+avx512vnni, "
+        hint="use --cpu native, x86-64-v3, x86-64-v3+avxvnni, x86-64-v4, "
+        "x86-64-v4+avx512vnni, x86-64-v4+avx512vnni+avx512bf16, "
         "aarch64, aarch64+dotprod or aarch64:<LLVM CPU name>",
     )
 

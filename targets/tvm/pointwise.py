@@ -6,6 +6,7 @@ elementwise operators that stand alone are legalised through them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -218,17 +219,20 @@ def marker(bb: Any, call: Any) -> Any:
     """Return the kernel call that an operator of npuc stands for, or None for anything else."""
     from tvm import te
 
-    if (name := markers.name_of(call)) in HALVES:
-        hint = name.rpartition(".")[2]
-    elif fmt := markers.rounding(call):
+    name, fmt = markers.name_of(call), markers.rounding(call)
+    if fmt is not None:
+        value: Callable[[Any], Any] = partial(_rounded, fmt)
         hint = f"round_e{fmt[0]}m{fmt[1]}"
+    elif name in HALVES:
+        value, hint = HALVES[name], name.rpartition(".")[2]
     else:
         return None
-
-    def value(x: Any) -> Any:
-        return HALVES[name](x) if name in HALVES else round_to(x, *fmt, in_expression)
 
     def compute(x: Any) -> Any:
         return te.compute(x.shape, lambda *i: value(x(*i)))
 
     return bb.call_te(compute, markers.data_of(call), primfunc_name_hint=hint)
+
+
+def _rounded(form: tuple[int, int, bool], value: Any) -> Any:
+    return round_to(value, *form, in_expression)

@@ -1,4 +1,4 @@
-"""Products of bfloat16 factors: exact where the numbers are small integers, in any order of sums."""
+"""Products of bfloat16 factors: exact where numbers are small integers, in any order of sums."""
 
 from collections.abc import Callable
 from typing import Any
