@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from npuc.bench.result import Kernel
+from npuc.bench.result import Arithmetic, Kernel
 from npuc.estimate import FREE, operations
 from npuc.program import Program
 
@@ -50,11 +50,17 @@ def kernels(program: Program, timed: "Sequence[KernelTime]") -> tuple[Kernel, ..
                 item.seconds,
                 sum(map(operations, products)),
                 item.bytes,
-                any(dtype in _CODES for dtype in item.dtypes),
+                _arithmetic(item),
                 tuple(f"{n.op_type} {label(n)}" for n in shown),
             )
         )
     return tuple(found)
+
+
+def _arithmetic(item: "KernelTime") -> Arithmetic:
+    if "_bf16" in item.kernel:
+        return "bfloat16"
+    return "integer" if any(dtype in _CODES for dtype in item.dtypes) else "float32"
 
 
 def _behind(made: "Mapping[str, ir.Node]", tensor: str, ends: set[str]) -> "Iterator[ir.Node]":

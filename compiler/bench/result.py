@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from npuc.jsonable import plain
 
@@ -48,13 +48,23 @@ class Side:
     why: str = ""
 
 
+Arithmetic = Literal["float32", "bfloat16", "integer"]
+"""What a kernel multiplies: floats, pairs of bfloat16, or 8-bit codes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Peaks:
     """What this machine does at most on the threads used: operations and bytes per second."""
 
     float32: float
+    bfloat16: float
     integer: float
     bandwidth: float
+
+    def of(self, arithmetic: Arithmetic) -> float:
+        """Return the operations per second of one arithmetic."""
+        rates = {"float32": self.float32, "bfloat16": self.bfloat16, "integer": self.integer}
+        return rates[arithmetic]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +79,13 @@ class Kernel:
     seconds: float
     operations: int
     bytes: int
-    integer: bool
+    arithmetic: Arithmetic
     operators: tuple[str, ...]
 
     def share_of_peak(self, peaks: Peaks) -> float | None:
         """Return the share of the arithmetic peak that is reached; None for what is no product."""
-        peak = peaks.integer if self.integer else peaks.float32
-        return self.operations / self.seconds / peak if self.operations else None
+        rate = self.operations / self.seconds
+        return rate / peaks.of(self.arithmetic) if self.operations else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +131,7 @@ class Bench:
         if self.peaks is None or self.own.times is None or not self.operations:
             return {}
         median = self.own.times.percentile(0.5)
-        ideal = sum(
-            k.operations / (self.peaks.integer if k.integer else self.peaks.float32)
-            for k in self.kernels
-        )
+        ideal = sum(kernel.operations / self.peaks.of(kernel.arithmetic) for kernel in self.kernels)
         memory = self.weight_bytes / self.peaks.bandwidth
         return {"arithmetic": ideal / median, "bandwidth": memory / median}
 

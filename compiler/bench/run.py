@@ -156,7 +156,7 @@ def _side(name: str, row: Mapping[str, Any], memory: Mapping[str, Any]) -> Side:
 def _peaks(found: Mapping[str, Any] | None) -> Peaks | None:
     if found is None:
         return None
-    return Peaks(found["float32"], found["integer"], found["bandwidth"])
+    return Peaks(found["float32"], found["bfloat16"], found["integer"], found["bandwidth"])
 
 
 def _times(found: Sequence[Mapping[str, Any]]) -> list[Any]:

@@ -74,9 +74,10 @@ def reached(found: Bench) -> list[list[str]]:
     shares, peaks = found.reached(), found.peaks
     if peaks is None or not shares:
         return []
-    rates = f"float {peaks.float32 / 1e9:.4g} GFLOP/s, int8 {peaks.integer / 1e9:.4g} GOP/s"
+    kinds = {"float": peaks.float32, "bf16": peaks.bfloat16, "int8": peaks.integer}
+    rates = ", ".join(f"{name} {rate / 1e9:.4g}" for name, rate in kinds.items())
     return [
-        ["products", f"{shares['arithmetic']:.0%} of the arithmetic peak ({rates}, measured)"],
+        ["products", f"{shares['arithmetic']:.0%} of the arithmetic peak ({rates} G/s, measured)"],
         [
             "weights",
             f"{shares['bandwidth']:.0%} of the memory bandwidth, were {size(found.weight_bytes)} "

@@ -39,6 +39,15 @@ class Dot:
     instruction: str = ""
     shift: int = 0
 
+    @property
+    def stored(self) -> tuple[str, str]:
+        """Element types that weights and inputs are read from, codes being unsigned inputs."""
+        if self.inputs == "bfloat16":
+            return "uint16", "uint16"
+        if self.sums == "float32":
+            return "float32", self.inputs
+        return "int8", "uint8"
+
     def pack(self, weights: Array, lanes: int) -> Array:
         """Order weights [G, K, N] as a kernel reads them: [G, N / lanes, K / adds, lanes, adds].
 

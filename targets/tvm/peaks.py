@@ -29,11 +29,13 @@ _STREAM = 192 << 20
 class Peaks:
     """Operations per second (a multiply-add counts two) and bytes read per second, on `threads`.
 
-    `integer` is that of the multiply-add of 8-bit codes that npuc's kernels use on this CPU.
+    `bfloat16` and `integer` are those of the multiply-adds of bfloat16 and of 8-bit codes that
+    npuc's kernels use on this CPU.
     """
 
     threads: int
     float32: float
+    bfloat16: float
     integer: float
     bandwidth: float
     instruction: str
@@ -43,14 +45,16 @@ def measure(seconds: float = 0.3) -> Peaks:
     """Measure for about `seconds` each, on as many threads as compiled programs use."""
     level = cpu_level.resolve("native")
     dot = dots.choose(level, signed=False, narrow=True)
-    machine = runtime.opened(_library(level, dot))
+    half = dots.of_halves(level)
+    machine = runtime.opened(_library(level, dot, half))
     threads = runtime.threads()
     work = 2 * CHUNKS * _TURNS * ACCUMULATORS * level.lanes
     float32 = work / _least(_caller(machine, "real"), seconds)
+    bfloat16 = work * half.adds / _least(_caller(machine, "short"), seconds)
     integer = work * dot.adds / _least(_caller(machine, "coded"), seconds)
     memory = _aligned(_STREAM)
     read = _STREAM / _least(_caller(machine, "stream", memory), seconds)
-    return Peaks(threads, float32, integer, read, dot.instruction)
+    return Peaks(threads, float32, bfloat16, integer, read, dot.instruction)
 
 
 def _least(call: Callable[[], Any], seconds: float) -> float:
@@ -80,12 +84,15 @@ def _caller(machine: Any, name: str, *inputs: Any) -> Callable[[], Any]:
     return lambda: function(*given)
 
 
-def _library(level: Level, dot: dots.Dot) -> bytes:
+def _library(level: Level, dot: dots.Dot, half: dots.Dot) -> bytes:
     from tvm import relax as typed
 
     relax: Any = typed  # its annotations do not know the conversions it does
     builder = relax.BlockBuilder()
-    kinds = {"real": _arithmetic(level, dots.FLOAT), "coded": _arithmetic(level, dot)}
+    kinds = {
+        name: _arithmetic(level, kind)
+        for name, kind in (("real", dots.FLOAT), ("short", half), ("coded", dot))
+    }
     for name, (kernel, dtype) in kinds.items():
         with builder.function(name, []):
             function = builder.add_func(kernel, f"{name}_kernel")
@@ -107,8 +114,8 @@ def _arithmetic(level: Level, dot: dots.Dot) -> tuple[Any, str]:
         totals = k.registers(ACCUMULATORS, dot.sums)
         for total in totals:
             k.store(total, dot.begin(level.lanes), 0)
-        weights = k.scratch(level.lanes * dot.adds, "float32" if dot.sums == "float32" else "int8")
-        value = k.scratch(dot.adds, "float32" if dot.sums == "float32" else "uint8")
+        weights = k.scratch(level.lanes * dot.adds, dot.stored[0])
+        value = k.scratch(dot.adds, dot.stored[1])
         for memory in (weights, value):
             for at in range(dot.adds * (level.lanes if memory is weights else 1)):
                 k.store(memory, _one(memory, chunk), at)

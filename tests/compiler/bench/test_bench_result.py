@@ -19,7 +19,7 @@ from npuc.targets.tvm import names
 from npuc.targets.tvm.instrument import KernelTime
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "bench.txt"
-PEAKS = Peaks(float32=250e9, integer=1000e9, bandwidth=20e9)
+PEAKS = Peaks(float32=250e9, bfloat16=500e9, integer=1000e9, bandwidth=20e9)
 
 
 def found(**changed: Any) -> Bench:
@@ -35,10 +35,10 @@ def found(**changed: Any) -> Bench:
         ),
         "peaks": PEAKS,
         "kernels": (
-            Kernel("conv3x3_int8", 0.004, 3_000_000_000, 2_000_000, True,
+            Kernel("conv3x3_int8", 0.004, 3_000_000_000, 2_000_000, "integer",
                    ("Conv a", "Add b", "Relu <c>")),
-            Kernel("transpose", 0.001, 0, 8_000_000, False, ()),
-            Kernel("matmul", 0.005, 500_000_000, 4_000_000, False, ("MatMul d",)),
+            Kernel("transpose", 0.001, 0, 8_000_000, "float32", ()),
+            Kernel("matmul", 0.005, 500_000_000, 4_000_000, "float32", ("MatMul d",)),
         ),
         "notes": ("something to know",),
         "weight_bytes": 25_000_000,
@@ -129,7 +129,7 @@ def test_kernels_get_their_operators_and_the_longest_of_several_the_work() -> No
     assert [[o.split()[0] for o in k.operators] for k in kernels] == [
         ["Conv"], ["Conv"], [], ["Sigmoid", "Relu"]
     ]  # fmt: skip
-    assert [k.integer for k in kernels] == [False, True, False, False]
+    assert [k.arithmetic for k in kernels] == ["float32", "integer", "float32", "float32"]
 
 
 def _program() -> Program:

@@ -48,7 +48,9 @@ def test_a_run_measures_every_side_and_every_kernel(
     products = [k for k in data["kernels"] if k["operations"]]
     # digits-resnet: stem, 3 blocks of 2, 2 shortcuts, the head.
     assert sum(o.split()[0] in ("Conv", "Gemm") for k in products for o in k["operators"]) == 10
-    assert all(k["integer"] and 0 < k["seconds"] < 1 and k["bytes"] for k in products)
+    assert all(
+        k["arithmetic"] == "integer" and 0 < k["seconds"] < 1 and k["bytes"] for k in products
+    )
     assert all(rate > 1e8 for rate in data["peaks"].values())
     assert 0 < data["reached"]["arithmetic"] < 1
 
