@@ -17,10 +17,11 @@ def run(module: Any, level: Level) -> Any:
     from npuc.targets.tvm.flatten import Flatten
     from npuc.targets.tvm.halves import Halve
     from npuc.targets.tvm.layout import Layout
+    from npuc.targets.tvm.recurrence import Recurrence
     from npuc.targets.tvm.select import Select
 
     module = t.DecomposeOpsForInference()(module)
-    module = FoldConstants(module).run()
+    module = Recurrence(FoldConstants(module).run(), level).run()
     module = Layout(Commute(module).run()).run()
     module = Flatten(FoldConstants(module).run()).run()
     module = t.DeadCodeElimination()(Select(Halve(module).run(), level).run())
