@@ -5,14 +5,15 @@
     python tests/benchmarks/latency.py --tables [--write]
 
 A model is compiled once per precision and batch into FOLDER (default: ~/.cache/npuc-latency), and
-its program is lowered anew for every row: what is timed is the code of this tree. A row is stored
+its program is lowered anew by every run: what is timed is the code of this tree. A row is stored
 in latency.json as soon as it is measured, and rows that are there are left alone: a run that was
 cut off goes on. Sides take turns in long blocks in one process; memory is that of a fresh process
 each. --tables prints the README's tables from what is stored, --write puts them there.
 
 Both sides run the same program of the same precision. An int8 row also has the file that ONNX
 Runtime's own `quantize_static` makes of the float program: npuc's program keeps some sums in
-float, where ONNX Runtime then runs their convolutions in float, too. A float row of a recurrent
+float, where ONNX Runtime then runs their convolutions in float, too. A bf16 row is held against
+the float program, since ONNX Runtime has no bfloat16 on CPUs. A float row of a recurrent
 model also has torch's own export, whose LSTM, GRU or RNN ONNX Runtime runs as one operator, where
 npuc's program is unrolled. Ratios are to the faster.
 """
@@ -39,6 +40,9 @@ MODELS = (
     "llama", "llama-decode", "lstm",
 )  # fmt: skip
 PRECISIONS, BATCHES, THREADS = ("float", "int8"), (1, 8), (1, 2)
+SHOWN = ("float", "bf16", "int8")
+OTHERS = {"openvino": "OpenVINO", "torch": "torch.compile, float32"}
+"""Peers that are shown beside ONNX Runtime where they were measured, by their sides' names."""
 
 BARS = {"float": 1.0, "int8": 0.85}
 """Geometric mean of npuc's time over ONNX Runtime's, at most."""
@@ -62,19 +66,23 @@ def main(words: Sequence[str]) -> int:
         print(f"unknown: {', '.join(unknown)}; there are {', '.join(MODELS)}", file=sys.stderr)
         return 2
     models = asked.models or MODELS
-    sizes: list[tuple[int, int]] = list(product(asked.batch, asked.threads))
     kinds: list[tuple[str, str]] = list(product(models, asked.precision))
-    wanted = [(*kind, *size) for kind in kinds for size in sizes]
+    programs = [(*kind, batch) for batch in asked.batch for kind in kinds]
     done = {} if asked.again else stored()
-    missing = [key for key in wanted if name(*key) not in done]
+    missing = [
+        (program, [t for t in asked.threads if name(*program, t) not in done])
+        for program in programs
+    ]
     if asked.list:
-        print("\n".join(name(*key) for key in missing))
+        print("\n".join(name(*program, t) for program, threads in missing for t in threads))
         return 0
-    for at, key in enumerate(missing, 1):
-        print(f"{at}/{len(missing)} {name(*key)}", file=sys.stderr, flush=True)
-        row = measure(*key, asked.folder, asked.seconds, asked.against)
-        keep(name(*key), row)
-        print(line(name(*key), row), flush=True)
+    for program, threads in missing:
+        with tempfile.TemporaryDirectory(prefix="npuc-latency-") as fresh:
+            for count in threads:
+                key = name(*program, count)
+                row = measure(*program, count, asked, Path(fresh))
+                keep(key, row)
+                print(line(key, row), flush=True)
     return 0
 
 
@@ -98,22 +106,23 @@ def keep(key: str, row: Row) -> None:
 
 
 def measure(
-    model: str, precision: str, batch: int, threads: int,
-    folder: Path, seconds: float, against: Sequence[str],
-) -> Row:  # fmt: skip
-    """Measure one row: compile where needed, lower anew, time by turns."""
+    model: str, precision: str, batch: int, threads: int, asked: argparse.Namespace, fresh: Path
+) -> Row:
+    """Measure one row: compile where needed, lower anew into `fresh`, time by turns."""
     from npuc.bench.run import bench
 
-    artifact = _artifact(model, precision, batch, folder)
-    peers = list(against)
+    artifact = _artifact(model, precision, batch, asked.folder)
+    peers = list(asked.against)
     if precision == "int8":
-        peers.append(str(_theirs(model, batch, folder)))
-    elif plain := _plain(artifact, model, batch, folder):
+        peers.append(str(_theirs(model, batch, asked.folder)))
+    elif precision == "bf16":
+        peers = [str(_float(model, batch, asked.folder))]
+    elif plain := _plain(artifact, model, batch, asked.folder):
         peers.append(str(plain))
-    with tempfile.TemporaryDirectory(prefix="npuc-latency-") as fresh:
-        lowered = Path(fresh) / artifact.name
+    lowered = fresh / artifact.name
+    if not lowered.exists():
         _lowered(artifact, lowered)
-        found = bench(lowered, against=peers, threads=threads, seconds=seconds)
+    found = bench(lowered, against=peers, threads=threads, seconds=asked.seconds)
     data = found.to_json()
     kernels = sorted(data["kernels"], key=lambda kernel: -kernel["seconds"])
     return {
@@ -157,8 +166,8 @@ def _theirs(model: str, batch: int, folder: Path) -> Path:
         quantize_static,
     )
 
+    given = _float(model, batch, folder)
     opened = artifacts.read(_artifact(model, "float", batch, folder))
-    program = artifacts.program(opened)
     sample = dict(samples.decode(opened[REFERENCE]).samples[0])
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -169,15 +178,26 @@ def _theirs(model: str, batch: int, folder: Path) -> Path:
             return self._left.pop() if self._left else None
 
     with tempfile.TemporaryDirectory(prefix="npuc-latency-") as name:
-        given, made = Path(name) / "float.onnx", Path(name) / "int8.onnx"
-        whole = program.serialized()
-        assert whole is not None, f"{model} does not fit one protobuf message"
-        given.write_bytes(whole)
+        made = Path(name) / "int8.onnx"
         quantize_static(
             given, made, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
         )  # fmt: skip
         shutil.copyfile(made, path)
+    return path
+
+
+def _float(model: str, batch: int, folder: Path) -> Path:
+    """Return the float program as one ONNX file."""
+    from npuc import artifact as artifacts
+
+    path = folder / f"{model}.float.b{batch}.onnx"
+    if not path.exists():
+        whole = artifacts.program(
+            artifacts.read(_artifact(model, "float", batch, folder))
+        ).serialized()
+        assert whole is not None, f"{model} does not fit one protobuf message"
+        path.write_bytes(whole)
     return path
 
 
@@ -261,7 +281,7 @@ def tables(rows: dict[str, Row]) -> Iterator[str]:
         "| worst row | bar |"
     )
     yield "|---|---:|---:|---|---|---|"
-    for precision in PRECISIONS:
+    for precision in SHOWN:
         found = {key: _ratio(row) for key, row in rows.items() if key.split("/")[1] == precision}
         known = {key: ratio for key, ratio in found.items() if ratio is not None}
         if known:
@@ -270,22 +290,47 @@ def tables(rows: dict[str, Row]) -> Iterator[str]:
     heads = " | ".join(f"batch {b}, {t} thread{'s' * (t > 1)}" for b, t in columns)
     yield f"| model | {heads} | ms (batch 1, 1 thread) | of peak | memory, of ONNX Runtime's |"
     yield "|---|" + "---:|" * (len(columns) + 3)
-    for precision, model in product(PRECISIONS, MODELS):
+    for precision, model in product(SHOWN, MODELS):
         every = [rows.get(name(model, precision, *column)) for column in columns]
         if any(every):
             yield f"| {model}, {precision} | {' | '.join(_cells(every))} |"
+    yield from _others(rows)
+
+
+def _others(rows: dict[str, Row]) -> Iterator[str]:
+    """Yield a table of npuc's time over that of other peers, where there are any."""
+    found: dict[str, dict[str, float]] = {}
+    for key, row in rows.items():
+        for side in row["sides"]:
+            if side["name"] in OTHERS and side.get("ratio"):
+                found.setdefault(key, {})[side["name"]] = side["ratio"]["p50"]
+    if not found:
+        return
+    yield ""
+    yield f"| npuc's time / that of | {' | '.join(OTHERS.values())} |"
+    yield "|---|" + "---:|" * len(OTHERS)
+    for precision, model in product(SHOWN, MODELS):
+        for column in product(BATCHES, THREADS):
+            ratios = found.get(name(model, precision, *column))
+            if ratios:
+                cells = [f"{ratios[n]:.2f}" if n in ratios else "-" for n in OTHERS]
+                yield f"| {_place(name(model, precision, *column))} | {' | '.join(cells)} |"
 
 
 def _summary(precision: str, known: dict[str, dict[str, float]]) -> str:
     medians, minima = (_mean(r[kind] for r in known.values()) for kind in ("p50", "min"))
     worst = max(known, key=lambda key: known[key]["p50"])
-    most, bar = known[worst]["p50"], BARS[precision]
-    place = worst.replace(f"/{precision}/", ", ").replace("/", ", ")
-    place = place.replace("1 threads", "1 thread")
+    most, bar = known[worst]["p50"], BARS.get(precision)
+    place = _place(worst).replace(f", {precision},", ",")
+    held = "-" if bar is None else _held(medians, bar)
     return (
-        f"| {precision} | {len(known)} | {medians:.2f} ({minima:.2f}) | {_held(medians, bar)} | "
+        f"| {precision} | {len(known)} | {medians:.2f} ({minima:.2f}) | {held} | "
         f"{most:.2f}: {place} | {_held(most, WORST)} |"
     )
+
+
+def _place(key: str) -> str:
+    return key.replace("/", ", ").replace("1 threads", "1 thread")
 
 
 def _held(value: float, bar: float) -> str:

@@ -116,3 +116,19 @@ def test_a_recurrent_float_row_is_held_against_the_plain_export(latency: Any) ->
     peer = {**recurrent["sides"][1], "name": "lstm.exported.b1.onnx", "ratio": {"p50": 1.2}}
     recurrent["sides"].append(peer)
     assert latency._ratio(recurrent) == {"p50": 1.2}
+
+
+def test_other_runtimes_have_a_table_of_their_own(latency: Any) -> None:
+    measured = row(0.01, 0.01)
+    measured["sides"].append({"name": "openvino", "ratio": {"p50": 1.25, "min": 1.2}})
+    measured["sides"].append({"name": "torch", "why": "not installed"})
+    lines = list(latency.tables({"bert-base/bf16/batch 1/1 threads": measured}))
+    assert "| bf16 | 1 | 1.00 (1.00) | - | 1.00: bert-base, batch 1, 1 thread | ≤ 1.15, held |" in (
+        lines
+    )
+    assert lines[-3:] == [
+        "| npuc's time / that of | OpenVINO | torch.compile, float32 |",
+        "|---|---:|---:|",
+        "| bert-base, bf16, batch 1, 1 thread | 1.25 | - |",
+    ]
+    assert not any("OpenVINO" in line for line in latency.tables(ROWS))
