@@ -1,7 +1,7 @@
 """One target's part of the pipeline: prepare, quantize, lower, check, write."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,10 @@ from npuc import (
     stored,
 )
 from npuc import samples as sampling
-from npuc.errors import OutputError
+from npuc.beside import beside
+from npuc.errors import NpucError, OutputError
 from npuc.jsonable import canonical
+from npuc.kept import Kept
 from npuc.layers import measure as layers
 from npuc.manifest import Manifest
 from npuc.members import PARITY, REFERENCE
@@ -79,6 +81,7 @@ class Job:
     budget: float | None = None
     layers: Looked = False
     call: Mapping[str, Any] = field(default_factory=dict)
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,9 @@ def compile_for(target: Target, path: Path, job: Job) -> Compiled:
         floats = coder(precision, program, calls, profile, job.choices, shown)
         return _finish(job, placed, validator, floats)
     seen = () if reference.fingerprint.get("calibration") == originals.TABLE else calls
-    quantizer = Quantizer(program, seen, profile, job.choices, watch=watch, progress=shown)
+    quantizer = Quantizer(
+        program, seen, profile, job.choices, watch=watch, progress=shown, kept=job.kept
+    )
     placed = replace(placed, program=quantizer.prepared)
     if job.budget is None:
         return _finish(job, placed, validator, quantizer)
@@ -149,19 +154,24 @@ def _finish(
     handover = Handover(program, at.calls, precision, archive=job.archive)
     if quantizer is not None:
         program = quantizer.program(names, watch)
-        others = originals.held_out(validator.reference, HELD_OUT)
-        validator.notes += quantizer.notes(_parts(others, at.program, validator.exported))
         handover = replace(handover, quantized=program)
     quantized = program
-    program = run(program, traced(numerics, shown), profile, watch)
-    validator.settle(program)
-    if isinstance(quantizer, Quantizer):
-        validator.coded(at.program, quantized, at.calls[:CODED], quantizer.scheme)
-
-    shown.stage(f"lower for {target.name}")
+    program, check = _numerics(program, numerics, profile, watch, shown)
     options = replace(job.lowering, precision=precision, handover=handover)
-    with tempfile.TemporaryDirectory(prefix="npuc-") as work:
-        payload = target.lower(program, options, Path(work))
+    shown.stage(f"lower for {target.name}")
+    with (
+        tempfile.TemporaryDirectory(prefix="npuc-") as work,
+        beside(lambda: target.lower(program, options, Path(work))) as lowered,
+    ):
+        if quantizer is not None:
+            others = originals.held_out(validator.reference, HELD_OUT)
+            validator.notes += quantizer.notes(_parts(others, at.program, validator.exported))
+        check()
+        validator.settle(program)
+        if isinstance(quantizer, Quantizer):
+            validator.coded(at.program, quantized, at.calls[:CODED], quantizer.scheme)
+        shown.stage(f"lower for {target.name}")
+        payload = lowered()
     loss = precision != "float" or bool(numerics)
     if payload.runs_here:
         floats = any(item.name == "round-floats" for item in numerics)
@@ -216,6 +226,29 @@ def _layers(
         at.program, quantized, calls, device=program if at.numerics else None,
         observer=observer, places=places,
     )  # fmt: skip
+
+
+def _numerics(
+    program: Program, passes: Sequence[Pass], profile: Profile, watch: Watch, shown: Progress
+) -> tuple[Program, Callable[[], None]]:
+    """Run a device's own passes; returns a function that checks them: lowering need not wait.
+
+    Where a check may undo a pass, all are checked at once.
+    """
+    if any(item.optional for item in passes):
+        return run(program, traced(passes, shown), profile, watch), lambda: None
+    steps: list[tuple[Pass, Program, Program]] = []
+    after = run(program, traced(passes, shown), profile, lambda *step: steps.append(step))
+
+    def check() -> None:
+        for item, before, later in steps:
+            try:
+                watch(item, before, later)
+            except NpucError as error:
+                error.add_note(f"in pass {item.name!r}, after {[s.name for s in before.steps]}")
+                raise
+
+    return after, check
 
 
 def prepare(target: Target) -> tuple[Pass, ...]:

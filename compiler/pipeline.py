@@ -22,6 +22,7 @@ from npuc.asked import asked
 from npuc.errors import NpucError, UsageError
 from npuc.export import export
 from npuc.front import Front
+from npuc.kept import Kept
 from npuc.load import Loaded, load
 from npuc.mixed import auto
 from npuc.originals import Calls
@@ -167,7 +168,7 @@ def compile(
         job = Job(
             str(label), front.program, front.validator, precision, choices, options, shown, folder,
             front.dims, _archive(loaded, front.validator.reference, Path(work), targets),
-            wanted, budget, layers, call,
+            wanted, budget, layers, call, _kept(fronts, targets),
         )  # fmt: skip
         return list(_each(zip(targets, paths, strict=True), job, failed))
 
@@ -212,6 +213,11 @@ def _each(
             if failed is None:
                 raise
             failed(target.name, error)
+
+
+def _kept(fronts: "Fronts | None", targets: Sequence[Target]) -> Kept | None:
+    """Return what keeps the stages of targets: it costs a hash of all weights."""
+    return fronts.stages if fronts else Kept() if len(targets) > 1 else None
 
 
 def _takes_torch(targets: Sequence[Target]) -> bool:

@@ -242,7 +242,7 @@ class Validator:
         """
         self.progress.stage("check artifact")
         calls = self.reference.samples
-        program = self.answers(OnnxRunner(final, "program", apart=True), final, calls)
+        program = self._final(final, calls)
         got = self.answers(runner, final, calls)
         floor = self.reference.floor
         step = differences(program, got, self.ties, self.by_scores(calls))
@@ -329,6 +329,14 @@ class Validator:
         if self._last is None or self._last[0].model is not program.model:
             self._last = (program, self._run(OnnxRunner(program, "before", apart=True), program))
         return self._last[1]
+
+    def _final(self, program: Program, calls: Sequence[Tensors]) -> list[Tensors]:
+        """Answer all recorded calls, unless that is what the last pass was checked on."""
+        if self._last is not None and self._last[0].model is program.model:
+            known = _flat(self._last[1])
+            if not program.symbols and len(known) == len(calls):
+                return known
+        return self.answers(OnnxRunner(program, "program", apart=True), program, calls)
 
     def _run(self, runner: Runner, program: Program) -> list[list[Tensors]]:
         """Answer the recorded calls, and while the program has dynamic dimensions other sizes."""

@@ -40,6 +40,8 @@ class Equalize(Pass):
     optional: ClassVar[bool] = True
 
     statistics: Mapping[str, Statistics] = field(repr=False)
+    logs: Array | None = field(default=None, repr=False, compare=False)
+    """What `chosen` returned for an equal model, where that is known: choosing takes seconds."""
 
     def apply(self, model: ir.Model, profile: Profile) -> Result:
         """Rewrite constants in place; `changes` counts them."""
@@ -48,7 +50,9 @@ class Equalize(Pass):
             raise PassError(f"target {profile.name!r} has no integer scheme")
         infer_types(model)
         channels = trace(model, RULES)
-        logs = _factors(model, channels, scheme, self.statistics)
+        logs = self.logs
+        if logs is None:
+            logs = _factors(model, channels, scheme, self.statistics)
         changes = rescale(model, channels.absorbed, logs)
         return Result(changes, tuple(dict.fromkeys(channels.refusals)))
 
@@ -63,6 +67,13 @@ def factors(
     model: ir.Model, scheme: IntScheme, statistics: Mapping[str, Statistics]
 ) -> dict[str, Array]:
     """Return by what `Equalize` divides the channels of the tensors in `statistics`."""
+    return chosen(model, scheme, statistics)[1]
+
+
+def chosen(
+    model: ir.Model, scheme: IntScheme, statistics: Mapping[str, Statistics]
+) -> tuple[Array, dict[str, Array]]:
+    """Return the logarithms that `Equalize` takes for a model, and what `factors` does."""
     infer_types(model)
     channels = trace(model, RULES)
     logs = _factors(model, channels, scheme, statistics)
@@ -73,7 +84,7 @@ def factors(
             ids = spread(channels.of(values[name]), values[name], axes)
             if ids.size == statistics[name].square.size:
                 found[name] = np.exp(logs[ids])
-    return found
+    return logs, found
 
 
 def _factors(

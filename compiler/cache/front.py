@@ -11,6 +11,7 @@ from npuc import stored
 from npuc.front import Front
 from npuc.gate.cache import Cache, Damaged
 from npuc.jsonable import canonical, plain
+from npuc.kept import Kept
 from npuc.policy import Policy
 from npuc.program import Program, Refusal, Step
 from npuc.progress import Progress
@@ -22,10 +23,14 @@ _EXPORTED, _PROGRAM, _ANSWERS, _STATE = "exported.onnx", "program.onnx", "answer
 
 @dataclass
 class Fronts:
-    """Where one model's front is kept. `key` says what it depends on, as files are now."""
+    """Where one model's front is kept. `key` says what it depends on, as files are now.
+
+    `stages` keeps what the targets' own stages find.
+    """
 
     store: Cache
     key: Callable[[], str]
+    stages: Kept = field(default_factory=Kept)
     _known: str = field(default="", init=False)
 
     @contextmanager

@@ -27,6 +27,9 @@ FORMAT = 1
 _WRITE = ("dump", "calibration_table")
 """Options that write files of their own."""
 
+_TOOLS = ("packages", "tools")
+"""Facts of a machine that only a target's own toolchain, or the user's code, depends on."""
+
 _COMMON = (
     "model", "model_path", "inputs", "trust_pickle", "eval_mode", "opset", "dims", "samples",
     "calibration", "reference", "strict",
@@ -90,9 +93,11 @@ def _made(
 ) -> dict[str, Compiled]:
     found = {}
     from npuc.cache.front import Fronts
+    from npuc.cache.stages import Stages
 
     with store.workplace(known[targets[0]]) as folder:
-        fronts = Fronts(store, lambda: _front_key(request, store))
+        stages = Stages(store, lambda: _versions(store), request.progress)
+        fronts = Fronts(store, lambda: _front_key(request, store), stages)
         for item in _compiled(request, targets, folder, fronts):
             name, made = item.report.target, Path(item.artifact_path)
             _copy(made, places[name])
@@ -176,6 +181,15 @@ def _parts(request: Request, options: Mapping[str, Any], store: Cache) -> dict[s
         }
     digests.save()
     return found
+
+
+def _versions(store: Cache) -> str:
+    """Return a hash of what computes, as it is now; of no model, option or target."""
+    digests = store.digests()
+    here = plain(machine.here(digests))
+    code = machine.now(digests)
+    digests.save()
+    return _hash([FORMAT, code, {n: v for n, v in here.items() if n not in _TOOLS}])
 
 
 def _hash(value: Any) -> str:

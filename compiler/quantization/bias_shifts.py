@@ -51,10 +51,10 @@ def measure(
         return {}
     shown = progress or Silent()
     shown.stage("measure shifts")
-    seen = channel_stats.collect(program, calls, axes, progress=shown.advance)
+    seen = channel_stats.means(program, calls, axes, progress=shown.advance)
     return {
-        item.node.name or "": response(item.codes, seen[item.data].mean)
-        - response(item.weight, seen[item.real].mean)
+        item.node.name or "": response(item.codes, seen[item.data])
+        - response(item.weight, seen[item.real])
         for item in products
         if item.data in seen and item.real in seen
     }

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from npuc import outputs
 from npuc.errors import ArtifactError, UsageError
+from npuc.jsonable import plain
+from npuc.kept import Kept
 from npuc.passes.graphs import infer_types
 from npuc.passes.qdq.sites import observed
 from npuc.profile import IntScheme
@@ -14,8 +17,8 @@ from npuc.progress import Progress, Silent
 from npuc.quantization import calibrate, channel_stats, checkpoint, margins
 from npuc.quantization.channel_stats import ChannelStatistics
 from npuc.quantization.checkpoint import Checkpoint
-from npuc.quantization.ranges import Array, Ranges, Table, coding, digest
-from npuc.quantization.taps import fingerprint
+from npuc.quantization.ranges import Array, Ranges, Table, coding, digest, packed, unpacked
+from npuc.quantization.taps import cores, fingerprint
 
 
 class Calibrator:
@@ -24,6 +27,8 @@ class Calibrator:
     With `table` what that file says is used, without looking at any sample; where there is no
     such file yet it is written. While it is observed, what was seen so far is kept beside it in
     ``FILE.partial``, and the next start goes on from there. `notes` say what the ranges rest on.
+
+    Without a table, what is observed is `kept` by content, where that is asked for.
 
     Raises `OutputError` now where the table could not be written later.
     """
@@ -37,7 +42,9 @@ class Calibrator:
         observer: str | None = None,
         table: Path | None = None,
         progress: Progress | None = None,
+        kept: Kept | None = None,
     ) -> None:
+        self.kept = kept
         self.calls, self.scheme, self.target = calls, scheme, target
         self.observer, self.path = observer, table
         self.progress = progress or Silent()
@@ -70,11 +77,18 @@ class Calibrator:
             return {name: known[name] for name in axes}
         stage = f"observe channels for {self.target}"
         self.progress.stage(stage)
-        self._channels = channel_stats.collect(
-            program, self.calls, axes, progress=self.progress.advance,
-            forecast=lambda text: self.progress.stage(f"{stage}: {text}"),
-            checkpoint=self._checkpoint("channels.partial", program, str(sorted(axes.items()))),
-        )  # fmt: skip
+
+        def observe() -> Mapping[str, ChannelStatistics]:
+            return channel_stats.collect(
+                program, self.calls, axes, progress=self.progress.advance,
+                forecast=lambda text: self.progress.stage(f"{stage}: {text}"),
+                checkpoint=self._checkpoint("channels.partial", program, str(sorted(axes.items()))),
+            )  # fmt: skip
+
+        found = self.once(
+            "channels", [program], plain(axes), lambda: channel_stats.packed(observe())
+        )
+        self._channels = channel_stats.unpacked(found)
         return self._channels
 
     def ranges(
@@ -89,14 +103,19 @@ class Calibrator:
             return self._given(program, self._table)
         stage = f"calibrate for {self.target}"
         self.progress.stage(stage)
-        found = calibrate.collect(
-            program, self.calls, self.scheme, observer=self.observer,
-            progress=self.progress.advance,
-            forecast=lambda text: self.progress.stage(f"{stage}: {text}"),
-            checkpoint=self._checkpoint(
-                "partial", program, f"{self.observer} {_facts(self.scheme)}"
-            ),
-        )  # fmt: skip
+
+        def observe() -> Ranges:
+            return calibrate.collect(
+                program, self.calls, self.scheme, observer=self.observer,
+                progress=self.progress.advance,
+                forecast=lambda text: self.progress.stage(f"{stage}: {text}"),
+                checkpoint=self._checkpoint(
+                    "partial", program, f"{self.observer} {_facts(self.scheme)}"
+                ),
+            )  # fmt: skip
+
+        how = [self.observer, plain(self.scheme)]
+        found = unpacked(self.once("ranges", [program], how, lambda: packed(observe())))
         found = margins.widened(found, expected or {})
         if self.path is not None:
             self._made = Table(found, coding(self.scheme), fingerprint(program), self._channels)
@@ -106,7 +125,7 @@ class Calibrator:
             self.notes.append(f"calibration table written: {self.path}")
         return found
 
-    def shifts(self, measure: Callable[[], dict[str, Array]]) -> Mapping[str, Array]:
+    def shifts(self, measure: Callable[[], Mapping[str, Array]]) -> Mapping[str, Array]:
         """Return what codes shift each product by, as `measure` finds it on the calls.
 
         The table's are taken where its ranges were not edited since. Without samples and without
@@ -128,6 +147,27 @@ class Calibrator:
             self._made = replace(self._made, shifts=found, shifts_of=digest(self._made.ranges))
             outputs.text(self.path, self._made.to_json())
         return found
+
+    def once(
+        self,
+        stage: str,
+        programs: Sequence[Program],
+        about: object,
+        measure: Callable[[], Mapping[str, Array]],
+    ) -> Mapping[str, Array]:
+        """Return what `measure` finds in programs on the calls, or found of equal ones.
+
+        `about` is JSON, and says how. With a table it is measured: the table is what keeps it.
+        """
+        if self.kept is None or self.path is not None:
+            return measure()
+        # ONNX Runtime's last bits may depend on how many threads it has.
+        known = [*map(fingerprint, programs), self._seen, cores(), about]
+        return self.kept.arrays(stage, known, measure)
+
+    @cached_property
+    def _seen(self) -> str:
+        return checkpoint.key((), self.calls)
 
     def _read(self, path: Path) -> Table | None:
         if not path.exists():

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from npuc.errors import UsageError
+from npuc.kept import Kept
 from npuc.passes.base import Watch, run
 from npuc.passes.center import Center, offsets
 from npuc.passes.correct_bias import CorrectBias
-from npuc.passes.equalize import Equalize, factors, observed
+from npuc.passes.equalize import Equalize, chosen, observed
 from npuc.passes.learn_rounding import LearnRounding
 from npuc.passes.quantize import Quantize
 from npuc.profile import IntScheme, Profile
@@ -47,7 +48,8 @@ class Choices:
 class Quantizer:
     """One float program, its calibration calls and a device; everything measured is kept.
 
-    `watch` is called after every pass (see `npuc.passes.base.run`).
+    `watch` is called after every pass (see `npuc.passes.base.run`); `kept` has what other
+    quantizers measured.
     """
 
     def __init__(
@@ -59,10 +61,11 @@ class Quantizer:
         *,
         watch: Watch | None = None,
         progress: Progress | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self.original, self.calls, self.profile = program, calls, profile
         self.choices, self.watch = choices or Choices(), watch
-        self.progress = progress or Silent()
+        self.progress, self.kept = progress or Silent(), kept
         known = [node.name or "" for node in program.model.graph.all_nodes()]
         check_skipped(self.choices.skip, known)
         rounding.check(self.choices.rounding)
@@ -84,7 +87,7 @@ class Quantizer:
         """What measures ranges, or reads them from the user's table."""
         return Calibrator(
             self.calls, self.scheme, self.profile.name, observer=self.choices.observer,
-            table=self.choices.table, progress=self.progress,
+            table=self.choices.table, progress=self.progress, kept=self.kept,
         )  # fmt: skip
 
     @cached_property
@@ -95,10 +98,10 @@ class Quantizer:
             return program
         seen = margins.extended(self.calibrator.channels(program, axes))
         self.progress.stage(Equalize.name)
-        after = run(program, [Equalize(seen)], self.profile, self.watch)
+        logs, divisors = chosen(program.model.clone(), self.scheme, seen)
+        after = run(program, [Equalize(seen, logs)], self.profile, self.watch)
         if after.steps[-1].rolled_back:
             return after
-        divisors = factors(program.model.clone(), self.scheme, seen)
         seen |= {name: seen[name].divided(by) for name, by in divisors.items()}
         self.progress.stage(Center.name)
         centered = run(after, [Center(seen)], self.profile, self.watch)
@@ -128,9 +131,12 @@ class Quantizer:
         if not self.choices.correct_bias:
             return program
         if self._shifts is None:
-            whole = self._coded() if skip else program
+            whole, shown = self._coded() if skip else program, self.progress
+            both = whole, self.prepared
             self._shifts = self.calibrator.shifts(
-                lambda: bias_shifts.measure(whole, self.prepared, self.calls, self.progress)
+                lambda: self.calibrator.once(
+                    "shifts", both, "", lambda: bias_shifts.measure(*both, self.calls, shown)
+                )
             )
         if not self._shifts:
             return program

@@ -44,6 +44,22 @@ class Ranges(Mapping[str, Range]):
         return len(self.chosen)
 
 
+def packed(ranges: Ranges) -> dict[str, Array]:
+    """Return ranges as one array for each tensor, and what they rest on (see `unpacked`)."""
+    rows = {n: np.array([*ranges.chosen[n], *ranges.seen[n]], np.float64) for n in ranges}
+    about = np.array([str(ranges.samples), ranges.observer], np.str_)
+    return {**{f"tensor {name}": row for name, row in rows.items()}, "about": about}
+
+
+def unpacked(arrays: Mapping[str, Array]) -> Ranges:
+    """Return the ranges that `packed` wrote, to the last bit."""
+    samples, observer = map(str, arrays["about"])
+    rows = {n.removeprefix("tensor "): a.tolist() for n, a in arrays.items() if n != "about"}
+    chosen = {name: (row[0], row[1]) for name, row in rows.items()}
+    seen = {name: (row[2], row[3]) for name, row in rows.items()}
+    return Ranges(chosen, seen, int(samples), observer)
+
+
 @dataclass(frozen=True)
 class Table:
     """What calibration found of one program for one coding.

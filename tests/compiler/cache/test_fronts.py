@@ -105,3 +105,14 @@ def test_two_models_have_two_fronts(begun: tuple[Path, Cache], tmp_path: Path) -
         whole.Request(str(p), ("cpu",), None, Policy(), Silent(), {}, {}) for p in (source, other)
     ]
     assert whole._front_key(asked[0], store) != whole._front_key(asked[1], store)
+
+
+def test_a_second_target_takes_what_the_first_observed(recorded: Path, tmp_path: Path) -> None:
+    source, store = tmp_path / "net.pt", Cache(tmp_path / "cache")
+    source.write_bytes(recorded.read_bytes())
+    _, first = _run(source, tmp_path / "a.npuc", store, precision="int8")
+    assert "channels: take what was kept" not in first
+    done, stages = _run(source, tmp_path / "b.npuc", store, precision="int8", correct_bias=False)
+    assert "channels: take what was kept" in stages and "ranges: take what was kept" in stages
+    fresh, _ = _run(source, tmp_path / "b.npuc", None, precision="int8", correct_bias=False)
+    assert done.report.to_json() == fresh.report.to_json()
