@@ -150,7 +150,9 @@ def _part(
     if found.integer is not None:
         taps = _classes(g, found.integer.offset(dot.shift))
         start, finish = found.integer.prepare(p, array, p.level.lanes, shift=dot.shift, taps=taps)
-    return Direct(p.kernel, g, finish, dot, heavy=p.heavy, classed=taps is not None), packed, start
+    classed, codes = taps is not None, p.pack()
+    kernel = Direct(p.kernel, g, finish, dot, heavy=p.heavy, classed=classed, codes=codes)
+    return kernel, packed, start
 
 
 def _planes(p: Plan, tensor: Any, g: Geometry) -> tuple[Any, Code] | None:

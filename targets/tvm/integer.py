@@ -83,7 +83,8 @@ class Integer:
         others = [a for a in expr.args if not (is_var(a) and key(a) == own)]
         if self.scale is None:
             return self._sum(p, others, channels)
-        if len(others) != 1 or leaf_kind(others[0], p.shape) != "channel":
+        # "full" is the bias of a result of one pixel: `w.bias` takes one value per channel only.
+        if len(others) != 1 or leaf_kind(others[0], p.shape) not in ("channel", "full"):
             return none
         found = w.bias(others[0], p.sources, channels)
         if found is None or not np.allclose(found[1], self.scale, rtol=SCALE_TOLERANCE, atol=0):

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from npuc.targets.tvm import halves, markers, whole
+from npuc.targets.tvm import halves, markers, packing, whole
 from npuc.targets.tvm.coded import coded, dequantize
 from npuc.targets.tvm.cpu_level import Level
 from npuc.targets.tvm.emit import Kernel, constant, lanes_of, rounded, widen
-from npuc.targets.tvm.graph import Array, Walk, dtype_of, key, number, operator, shape_of
+from npuc.targets.tvm.graph import Array, Walk, dtype_of, is_var, key, number, operator, shape_of
 from npuc.targets.tvm.pointwise import (
     OPERATORS,
     SLOW,
@@ -51,6 +51,18 @@ class Plan:
         self._coded: dict[int, Any] = {}
         self._steps: dict[int, tuple[Any, int]] = {}
         self._numbers: Any = None
+        self._wide = False
+
+    def pack(self) -> str:
+        """Let `finish` give full vectors of codes as int32 for `packing`; return their type.
+
+        Return "" where the region does not end with codes of a known step, or nothing packs them.
+        """
+        last = self.items[self.region.last][1]
+        if len(self.region.members) < 2 or operator(last) != "relax.quantize":
+            return ""
+        self._wide = packing.possible(self.level) and known_step(last) is not None
+        return str(last.attrs.out_dtype) if self._wide else ""
 
     @property
     def anchor(self) -> Any:
@@ -134,6 +146,9 @@ class Plan:
         at, zero = self._steps[key(var)]
         lanes = lanes_of(args[0])
         numbers = [widen(self.kernel.load(self._numbers, at + i), lanes) for i in range(4)]
+        last = key(var) == key(self.items[self.region.last][0])
+        if last and self._wide and lanes == self.level.lanes:
+            return packing.codes(args[0], numbers, zero)
         return quantize_by(args[0], numbers, zero, dtype_of(var))
 
     def _dequantize(self, var: Any, codes: Any, channel: Any) -> Any:
@@ -179,12 +194,27 @@ class Plan:
             if key(var) in self._skipped:
                 known[key(var)] = known[self._skipped[key(var)]]
             else:
-                args = [self._read(a, known, lanes, channel, index) for a in tensor_args(expr)]
+                reads = [self._unclamped(expr, a) for a in tensor_args(expr)]
+                args = [self._read(a, known, lanes, channel, index) for a in reads]
                 result = self.kernel.hold(self._evaluate(var, expr, args, channel))
                 known[key(var)] = result
             if member == self.region.kept:
                 self.kernel.store(self._kept, known[key(var)], index)
         return result
+
+    def _unclamped(self, expr: Any, arg: Any) -> Any:
+        """Return what a Relu reads, where the codes of its result have none below zero's.
+
+        What is below zero gets the lowest code either way, and NaN passes a Relu.
+        """
+        relu = self.source(arg) if operator(expr) == "relax.quantize" else None
+        if relu is None or operator(relu) != "relax.nn.relu":
+            return arg
+        step, read = known_step(expr), relu.args[0]
+        inside = {key(self.items[m][0]) for m in self.region.members}
+        if step is None or not is_var(read) or key(read) not in inside:
+            return arg
+        return read if step[1] == np.iinfo(str(expr.attrs.out_dtype)).min else arg
 
     def _read(self, arg: Any, known: dict[int, Any], lanes: int, channel: Any, index: Any) -> Any:
         array = number(arg)
