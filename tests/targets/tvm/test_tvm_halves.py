@@ -15,9 +15,14 @@ from npuc.targets.tvm import runtime
 
 Array = np.ndarray[Any, Any]
 BF16 = FloatFormat(8, 7)
-LEVELS = ("native", "x86-64-v4+avx512bf16", "x86-64-v3", "aarch64")
+LEVELS = (
+    "native",
+    "x86-64-v3",
+    pytest.param("x86-64-v4+avx512bf16", marks=pytest.mark.slow),
+    pytest.param("aarch64", marks=pytest.mark.slow),
+)
 ONCE = settings(
-    deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 SIZES = st.sampled_from((1, 2, 3, 5, 7, 8, 15, 16, 17, 33, 48, 67, 130))
 FEW = st.sampled_from((1, 2, 3))

@@ -200,7 +200,9 @@ def quantize(x: Array, scale: Array, zero: Array) -> Array:
     return codes
 
 
-@pytest.mark.parametrize("cpu", ["native", "x86-64-v3", "x86-64-v4"])
+@pytest.mark.parametrize(
+    "cpu", ["native", "x86-64-v3", pytest.param("x86-64-v4", marks=pytest.mark.slow)]
+)
 @ONCE
 @given(
     codes=st.sampled_from((np.uint8, np.int8)), channels=st.booleans(), batch=st.integers(1, 5),
