@@ -46,7 +46,7 @@ def test_from_model_to_artifact(
 
 def test_every_precision_of_floats_has_a_coder_or_none(recorded: Path, tmp_path: Path) -> None:
     """A precision that a target lacks is refused by name, before anything is done."""
-    assert set(FLOATS) == {"float", "w4a16", "w8a16", "fp8", "fp8-e5m2"}
+    assert set(FLOATS) == {"float", "bf16", "w4a16", "w8a16", "fp8", "fp8-e5m2"}
     with pytest.raises(UsageError, match="'fp8' is not available: cpu has"):
         pipeline.compile(recorded, target="cpu", precision="fp8", output=tmp_path / "x.npuc")
 
