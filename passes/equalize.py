@@ -1,7 +1,7 @@
 """Even out the ranges of channels that share a scale, without changing the function."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -61,6 +61,25 @@ def observed(model: ir.Model, scheme: IntScheme) -> dict[str, tuple[int, ...]]:
     """Return the tensors that `Equalize` needs to know, with the axes of their channels."""
     infer_types(model)
     return axes_of(model, trace(model, RULES), scheme)
+
+
+def observable(model: ir.Model, scheme: IntScheme) -> dict[str, tuple[int, ...]]:
+    """Return all tensors that `observed` names for any scheme: the same whatever `scheme` is.
+
+    As if every operator computed on codes, and its result were stored as codes and as a float.
+    Where a scheme's own axes are others, those of most operators are taken.
+    """
+    infer_types(model)
+    channels, ops = trace(model, RULES), frozenset(node.op_type for node in model.graph)
+    found: dict[str, tuple[int, ...]] = {}
+    for whole in (False, True):
+        every = replace(
+            scheme, ops=ops, whole=whole, fused=frozenset(), coded_sums=False, fixed_scales={}
+        )
+        found |= axes_of(model, channels, every)
+    values = [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]
+    floats = {value.name for value in values if value.dtype == ir.DataType.FLOAT}
+    return {name: axes for name, axes in found.items() if name in floats}
 
 
 def factors(

@@ -20,6 +20,9 @@ from npuc.quantization.checkpoint import Checkpoint
 from npuc.quantization.ranges import Array, Ranges, Table, coding, digest, packed, unpacked
 from npuc.quantization.taps import cores, fingerprint
 
+Axes = Mapping[str, int | tuple[int, ...]]
+"""Name of a tensor → the axis or axes of its channels."""
+
 
 class Calibrator:
     """The calibration of one program for one device.
@@ -60,9 +63,13 @@ class Calibrator:
         return self._table is not None
 
     def channels(
-        self, program: Program, axes: Mapping[str, int | tuple[int, ...]]
+        self, program: Program, axes: Axes, observable: Axes | None = None
     ) -> Mapping[str, ChannelStatistics]:
         """Return what each channel of the tensors named in `axes` holds (`channel_stats.collect`).
+
+        Of `observable` all is looked at, where that says all of `axes`: what is seen then depends
+        on the program alone, so that every target finds the same. ONNX Runtime fuses by what it
+        is asked for, so `axes` alone may give other last bits.
 
         Raises `UsageError` where the table says nothing of some of them.
         """
@@ -75,21 +82,34 @@ class Calibrator:
                     hint=f"use the options it was made with, or calibrate anew: rm {self.path}",
                 )
             return {name: known[name] for name in axes}
+        if observable is not None and axes.items() <= observable.items():
+            seen = self._observed(program, observable, spare=True)
+            if axes.keys() <= seen.keys():
+                self._channels = {name: seen[name] for name in axes}
+                return self._channels
+        # Otherwise there is one to say why a tensor cannot be observed.
+        self._channels = self._observed(program, axes, spare=False)
+        return self._channels
+
+    def _observed(
+        self, program: Program, axes: Axes, *, spare: bool
+    ) -> Mapping[str, ChannelStatistics]:
         stage = f"observe channels for {self.target}"
         self.progress.stage(stage)
 
         def observe() -> Mapping[str, ChannelStatistics]:
+            kind = "channels.partial" if spare else "asked.partial"
             return channel_stats.collect(
                 program, self.calls, axes, progress=self.progress.advance,
                 forecast=lambda text: self.progress.stage(f"{stage}: {text}"),
-                checkpoint=self._checkpoint("channels.partial", program, str(sorted(axes.items()))),
+                checkpoint=self._checkpoint(kind, program, str(sorted(axes.items()))),
+                spare=spare,
             )  # fmt: skip
 
         found = self.once(
-            "channels", [program], plain(axes), lambda: channel_stats.packed(observe())
+            "channels", [program], [plain(axes), spare], lambda: channel_stats.packed(observe())
         )
-        self._channels = channel_stats.unpacked(found)
-        return self._channels
+        return channel_stats.unpacked(found)
 
     def ranges(
         self, program: Program, expected: Mapping[str, ChannelStatistics] | None = None

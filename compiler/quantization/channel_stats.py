@@ -168,6 +168,45 @@ class ChannelObserver:
         return ChannelStatistics(low, high, mean, square, self.count)
 
 
+class Spare:
+    """Watches a tensor that nobody may ask for: nothing that it holds is an error.
+
+    One that held NaN or Inf, or another number of channels than before, has no statistics.
+    """
+
+    def __init__(self, *axes: int, seen: ChannelObserver | None = None) -> None:
+        self.seen: ChannelObserver = seen or ChannelObserver(*axes)
+        self.odd = False
+
+    def digest(self, values: Array) -> "Spare":
+        """Return a watcher of one array alone."""
+        seen = self.seen.digest(values)
+        found = Spare(*self.seen.axes, seen=seen)
+        found.odd = seen is None
+        return found
+
+    def merge(self, other: "Spare") -> None:
+        """Take in all that another saw, after what this one saw."""
+        self.odd = self.odd or other.odd
+        try:
+            self.seen.merge(other.seen)
+        except UsageError:  # said to whoever asks for it
+            self.odd = True
+
+    def state(self) -> Mapping[str, Array]:
+        """Return all that was seen, as arrays."""
+        return {**self.seen.state(), "odd": np.array([self.odd])}
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Go on from what `state` returned."""
+        self.seen.restore(state)
+        self.odd = bool(state["odd"][0])
+
+    def statistics(self) -> ChannelStatistics | None:
+        """Return what was seen; None where no value was, or an odd one."""
+        return None if self.odd else self.seen.statistics()
+
+
 def collect(
     program: Program,
     samples: Iterable[Tensors],
@@ -176,18 +215,21 @@ def collect(
     progress: Callable[[int, int], None] | None = None,
     forecast: Callable[[str], None] | None = None,
     checkpoint: Checkpoint | None = None,
+    spare: bool = False,
 ) -> dict[str, ChannelStatistics]:
     """Observe the channels of tensors: name → axis or axes of its channels (negative from the end).
 
     One pass, in the order of the samples: the same samples give the same bits. Inputs of the
     program may be named. Memory is the program, its tensors for one sample and a few floats per
-    channel. A tensor that was empty on every sample is left out.
+    channel. A tensor that was empty on every sample is left out; where all are `spare`, so is one
+    that holds NaN or Inf, or has other channels on another sample.
 
     Raises `UsageError` without samples, for a name or axis there is not, or a sample that lacks
     an input; `ParityError` where a tensor holds NaN or Inf, or ONNX Runtime fails.
     """
+    watch = Spare if spare else ChannelObserver
     watching = {
-        name: ChannelObserver(*((along,) if isinstance(along, int) else along))
+        name: watch(*((along,) if isinstance(along, int) else along))
         for name, along in axes.items()
     }
     stream(program, samples, watching, progress=progress, forecast=forecast, checkpoint=checkpoint)

@@ -18,7 +18,7 @@ from npuc.kept import Kept
 from npuc.passes.base import Watch, run
 from npuc.passes.center import Center, offsets
 from npuc.passes.correct_bias import CorrectBias
-from npuc.passes.equalize import Equalize, chosen, observed
+from npuc.passes.equalize import Equalize, chosen, observable, observed
 from npuc.passes.learn_rounding import LearnRounding
 from npuc.passes.quantize import Quantize
 from npuc.profile import IntScheme, Profile
@@ -94,9 +94,11 @@ class Quantizer:
     def prepared(self) -> Program:
         """The float program as it is quantized: the same function, with kinder ranges."""
         program = self.original
-        if not self.choices.equalize or not (axes := observed(program.model.clone(), self.scheme)):
+        model = program.model.clone()
+        if not self.choices.equalize or not (axes := observed(model, self.scheme)):
             return program
-        seen = margins.extended(self.calibrator.channels(program, axes))
+        every = observable(model, self.scheme)
+        seen = margins.extended(self.calibrator.channels(program, axes, every))
         self.progress.stage(Equalize.name)
         logs, divisors = chosen(program.model.clone(), self.scheme, seen)
         after = run(program, [Equalize(seen, logs)], self.profile, self.watch)
