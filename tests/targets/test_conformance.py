@@ -29,7 +29,7 @@ from npuc.passes.base import Pass, run
 from npuc.passes.lower_opset import LowerOpset
 from npuc.passes.place import BETWEEN, Place
 from npuc.passes.quantize import Quantize
-from npuc.profile import FLOATS, GRADES, Profile
+from npuc.profile import FLOATS, GRADES, UNCODED, Profile
 from npuc.program import Program, Tensors
 from npuc.progress import Silent
 from npuc.quantization import calibrate
@@ -159,7 +159,7 @@ def written(name: str, model: str, precision: str) -> Handover:
     prepare = (*target.legalise(), *([LowerOpset(limit)] if limit else []), Place())
     program = run(net(model), prepare, profile)
     job = Handover(program, inputs(program), precision)
-    if precision == "float":
+    if precision in UNCODED:
         return job
     if precision in FLOATS:
         floats = coder(precision, program, job.calibration, profile, Choices(), Silent())
@@ -254,7 +254,7 @@ def test_a_target_conforms(name: str, precision: str) -> None:
     """
     # What weights and factors coded alone stand for is held to ml_dtypes and to formulas where it
     # is made (passes/arithmetic/test_fp8.py, passes/qdq/test_groups.py): the model has integers.
-    alone = precision in FLOATS and precision != "float"
+    alone = precision in FLOATS and precision not in UNCODED
     target, equal = make(name), {"the program": [0, 0]} | ({} if alone else {"the model": [0, 0]})
     for model in nets(name, precision):
         done = lowered(name, model, precision)
@@ -320,7 +320,7 @@ def model_of(
     target: Target, job: Handover, profile: Profile | None = None
 ) -> tuple[list[Tensors], dict[str, frozenset[str]]]:
     """Return what `numerics_model` answers, and what of its arithmetic has no one last bit."""
-    facts = profile or target.profile
+    facts = profile or target.profile.at(job.precision)
     form = getattr(target, "float_format", None) or next(iter(facts.float_formats), None)
     proto = ir.to_proto((job.quantized or job.program).model)
     found = [Model(proto, facts, form)(call) for call in inputs(job.program)]
@@ -348,7 +348,7 @@ def close(
         peak, gap = np.abs(truth).max(), np.abs(result - truth)
         if not inexact[name]:
             assert gap.max() == 0, f"{name}: {(gap > 0).sum()} of {gap.size} differ"
-        formats = target.profile.float_formats
+        formats = target.profile.at(precision).float_formats
         steps = [2.0**-f.mantissa for f in formats[:1]] + [1 / 127] * (precision != "float")
         # Each of at most five layers may sum in another order. That moves a result by some units
         # of float32 (2^-24; at most 72 terms, so 2^-18 in all), and where results are rounded or

@@ -263,7 +263,9 @@ for value in tvm.load(files, program)(feed).values():
 """
 
 
-@pytest.mark.parametrize("op", sorted(GATES))
+@pytest.mark.parametrize(
+    "op", ["GRU", *(pytest.param(op, marks=pytest.mark.slow) for op in ("LSTM", "RNN"))]
+)
 def test_threads_do_not_change_a_bit(
     op: str, tmp_path: Path, graph: Callable[..., Any], floats: Callable[..., Array]
 ) -> None:

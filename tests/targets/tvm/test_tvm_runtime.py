@@ -277,7 +277,9 @@ def test_a_failing_linker_shows_its_log(tmp_path: Path) -> None:
 
 def test_the_cpu_target(small: Any, tmp_path: Path) -> None:
     target = Cpu()
-    assert target.profile.precisions[:2] == ("float", "int8") and target.numerics("int8") == ()
+    assert target.profile.precisions[:3] == ("float", "bf16", "int8")
+    assert target.numerics("float") == target.numerics("int8") == ()
+    assert [item.name for item in target.numerics("bf16")] == ["round-floats"]
     assert [p.name for p in target.legalise()]
     assert target.toolchain().missing == ""
     program = small.program()
