@@ -21,6 +21,10 @@ from pathlib import Path
 import measure
 
 HERE = Path(__file__).resolve().parent
+LENIENT = ("--min-sqnr", "10")
+"""Full-size models have random weights, whose int8 loses more than the default policy allows; what
+is timed is the same."""
+
 PACKAGES = ("npuc", "torch", "onnxruntime", "onnxsim", "apache-tvm")
 
 
@@ -109,7 +113,7 @@ def _compile(name: str, settings: Settings, work: Path, bar: float | None = None
     # 64 calibration samples are what a reference model carries, and what by_hand.py is told.
     ours = [
         _npuc(), "compile", f"zoo:{name}", "--target", "cpu", "--precision", "int8",
-        "--dim", "batch=1", "--quiet", "--no-cache",
+        "--dim", "batch=1", "--quiet", "--no-cache", *LENIENT,
     ]  # fmt: skip
     theirs = [sys.executable, str(HERE / "by_hand.py"), name, "4" if settings.quick else "64"]
     sides = [lambda: measure.run(ours, work), lambda: measure.run(theirs, work)]
@@ -156,7 +160,7 @@ def cache(settings: Settings, work: Path) -> list[Row]:
     def compiled(target: str, store: str) -> measure.Cost:
         command = [
             _npuc(), "compile", f"zoo:{name}", "--target", target, "--precision", "int8",
-            "--no-vendor", "--quiet",
+            "--no-vendor", "--quiet", *LENIENT,
         ]  # fmt: skip
         return measure.run(["env", f"NPUC_CACHE={work / store}", *command], work)
 
