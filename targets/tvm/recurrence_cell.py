@@ -1,18 +1,16 @@
 """Compute one step of a recurrence at some columns of a row, on values in registers."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from npuc.targets.tvm.emit import cast, constant, rounded, widen
+from npuc.targets.tvm.cpu_level import Level
+from npuc.targets.tvm.emit import Kernel, cast, constant, rounded, widen
 from npuc.targets.tvm.graph import dtype_of, operator
 from npuc.targets.tvm.plan import evaluate
 from npuc.targets.tvm.pointwise import quantize_by
-from npuc.targets.tvm.recurrence_form import Ref
-
-if TYPE_CHECKING:
-    from npuc.targets.tvm.recurrence_kernel import Writer
+from npuc.targets.tvm.recurrence_form import Loop, Ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +25,29 @@ class Place:
     sums: Any
 
 
+class Memory(Protocol):
+    """What a step reads: a kernel's arguments and scratch, by what of the loop they hold."""
+
+    level: Level
+    loop: Loop
+    k: Kernel
+    columns: int
+    gates: list[int]
+    vectors: int
+    kept: dict[int, Any]
+    inputs: list[Any]
+    constants: list[Any]
+    steps: dict[int, Any]
+    scales: Any
+    """An integer product's scale by column, or None."""
+    factors: Any
+    """The scale of what an integer product reads, by step."""
+
+
 class Values:
     """Computes each node at each gate's columns once."""
 
-    def __init__(self, writer: "Writer", place: Place):
+    def __init__(self, writer: Memory, place: Place):
         self.w, self.at = writer, place
         self._known: dict[tuple[int, int], Any] = {}
 
@@ -83,7 +100,7 @@ class Values:
         stride = writer.vectors * writer.level.lanes
         start = self.at.sums + writer.gates.index(gate) * stride
         total = k.load(self.at.copy, start, lanes)
-        if writer.codes is None:
+        if writer.scales is None:
             return total
         channel = k.load(writer.scales, self.at.column + gate, lanes)
         factor = k.let(channel * widen(k.load(writer.factors, self.at.step), lanes))

@@ -153,6 +153,7 @@ class Writer:
         self.weights = self._weights(self._packed(right))
         self.constants = [self._constant(c) for c in loop.constants]
         self.steps = {at: self._numbers(at) for at in range(len(loop.nodes))}
+        self.scales = self.factors = None
         if codes is None:
             return
         scale = np.broadcast_to(codes.weights.scale, self.wide).astype(np.float32)
