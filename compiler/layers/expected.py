@@ -7,21 +7,28 @@ codes read as another type lose far more than that, also where the model's answe
 looks good enough.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from npuc.errors import ParityError
 from npuc.layers.codings import find
 from npuc.layers.side_by_side import Attached, SideBySide
 from npuc.passes.graphs import constant, label
 from npuc.passes.qdq import codes
 from npuc.passes.qdq.results import source
 from npuc.passes.qdq.sites import Site, fixed_origin, sites
-from npuc.passes.quantize import SPAN
+from npuc.passes.quantize import MASK, SPAN
 from npuc.profile import IntScheme
 from npuc.program import Program, Tensors
+from npuc.quantization.observers import Observer
+from npuc.quantization.streaming import stream
+
+Array = np.ndarray[Any, Any]
 
 CALLS = 8
 """Calls that noise is measured on: as many as every pass is checked on."""
@@ -66,9 +73,10 @@ def costs(
 
     Raises `ParityError` without calls, or where ONNX Runtime fails.
     """
-    ranges = _ranges(program, calls, scheme)
-    calls = calls[:CALLS]
+    if not calls:
+        raise ParityError("there are no calls to measure codes on")
     bench = SideBySide(program)
+    ranges = _ranges(bench, calls, scheme)
     planned, _ = sites(bench.model, scheme, ())
     attached = bench.attach(quantized)
     rows: list[Row] = []
@@ -90,7 +98,7 @@ def costs(
     rows += _codings(bench, attached, ranges, scheme)
     if not rows:
         return ()
-    sums = bench.run(calls).sums
+    sums = bench.run(calls[:CALLS]).sums
     return tuple(
         Cost(
             name, label(node), "" if node.op_type == WRITE else node.op_type,
@@ -157,28 +165,32 @@ def _codings(
 
 
 def _ranges(
-    program: Program, calls: Sequence[Tensors], scheme: IntScheme
+    bench: SideBySide, calls: Sequence[Tensors], scheme: IntScheme
 ) -> Mapping[str, tuple[float, float]]:
     """Return the least and greatest of each tensor that some operator reads as codes."""
-    found = _measured(program, calls, scheme, whole=True)
-    if np.isfinite(list(found.values())).all():
-        return found
-    return _measured(program, calls, scheme, whole=False)
-
-
-def _measured(
-    program: Program, calls: Sequence[Tensors], scheme: IntScheme, whole: bool
-) -> Mapping[str, tuple[float, float]]:
-    bench = SideBySide(program)
     planned, _ = sites(bench.model, scheme, ())
     values = [v for site in planned for v in (*site.node.inputs, *site.node.outputs)]
     names = [source(v, scheme).name or "" for v in values if v is not None]
-    wanted = [name for name in dict.fromkeys(names) if name in bench.reference]
-    places = {name: bench.edges(name, whole and name not in bench.scores) for name in wanted}
-    if not places:
-        return {}
-    totals = bench.run(calls)
-    return {n: (float(totals.lows[at]), float(totals.highs[at])) for n, at in places.items()}
+    ends = {n: _Ends(n in bench.scores) for n in dict.fromkeys(names) if n in bench.reference}
+    if ends:
+        stream(bench.program, calls, ends)
+    return {name: (seen.low, seen.high) for name, seen in ends.items() if seen.low <= seen.high}
+
+
+class _Ends(Observer):
+    """Watches the least and greatest of what is finite and not hidden; 0 stands for the rest."""
+
+    def __init__(self, scores: bool) -> None:
+        super().__init__(bins=False)
+        self.hidden = MASK if scores else -math.inf
+
+    def digest(self, values: Array) -> Observer | None:
+        """Sum up one array."""
+        found = super().digest(values)
+        if found is not None and found.low > self.hidden:
+            return found
+        shown = np.isfinite(values) & (values > self.hidden)
+        return super().digest(np.where(shown, values, 0))
 
 
 def _coded(

@@ -23,6 +23,8 @@ from npuc.runners import OnnxRunner, each
 
 Array = np.ndarray[Any, Any]
 FLOAT = ir.DataType.FLOAT
+_SMALL = 64
+"""Bytes of a constant that is compared with others."""
 _TYPES = {"sums": ir.DataType.DOUBLE, "lows": FLOAT, "highs": FLOAT}
 _JOINED = {"sums": np.add, "lows": np.minimum, "highs": np.maximum}
 _STARTS = {"sums": 0.0, "lows": math.inf, "highs": -math.inf}
@@ -75,6 +77,7 @@ class SideBySide:
         self.moved = {n for n, v in self.reference.items() if _moved(v)}
         self.outputs = tuple(v.name for v in self.graph.outputs if v.name in self.reference)
         self._names = Names(self.model)
+        self._made: dict[Any, ir.Value] = {}
         self._copies: dict[ir.Value, ir.Value] = {}
         self._seen: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
         self._zero = self.constant(np.float32(0))
@@ -158,13 +161,9 @@ class SideBySide:
         gap = self.op("Sub", other, self.reference[name])
         return self.squares(signal), self.squares(self.op("Where", shown, gap, self._zero))
 
-    def edges(self, name: str, whole: bool = False) -> int:
-        """Watch the least and greatest of a tensor, of what is not hidden; returns their place.
-
-        With `whole` of all that it holds, which is a third of the work: where both are finite, a
-        tensor that hides nothing has no others.
-        """
-        value = self.reference[name] if whole else self._shown(name)[1]
+    def edges(self, name: str) -> int:
+        """Watch the least and greatest of a tensor, of what is not hidden; returns their place."""
+        value = self._shown(name)[1]
         for kind, op_type in (("lows", "ReduceMin"), ("highs", "ReduceMax")):
             self._results[kind].append(self._flat(self.op(op_type, value, keepdims=0)))
         return len(self._results["lows"]) - 1
@@ -194,7 +193,7 @@ class SideBySide:
         given = {port.name for port in self.program.inputs}
         self.graph.outputs[:] = list(kept.values())
         self.graph.outputs.extend(self.reference[name] for name in extra if name not in given)
-        runner = OnnxRunner(Program.from_model(self.model), apart=see is None)
+        runner = OnnxRunner(Program.from_model(self._needed()), apart=see is None)
         answers = map(runner, calls) if see else each(runner, calls, apart=True)
         totals = {name: np.full(1, start) for name, start in _STARTS.items()}
         for call, found in zip(calls, answers, strict=True):
@@ -215,11 +214,19 @@ class SideBySide:
         return outputs
 
     def op(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
-        """Append a node of one output."""
-        out = ir.Value(name=self._names.new(f"npuc_{op_type.lower()}"))
-        attrs = ir.convenience.convert_attributes(attributes)
-        self.graph.append(ir.Node("", op_type, inputs, attrs, outputs=[out]))
-        return out
+        """Append a node of one output, or return that of an equal one."""
+        key = op_type, inputs, tuple(sorted(attributes.items()))
+        if key not in self._made:
+            self._made[key] = out = ir.Value(name=self._names.new(f"npuc_{op_type.lower()}"))
+            attrs = ir.convenience.convert_attributes(attributes)
+            self.graph.append(ir.Node("", op_type, inputs, attrs, outputs=[out]))
+        return self._made[key]
+
+    def _needed(self) -> ir.Model:
+        """Return a copy without what no output needs: ONNX Runtime would compute it as well."""
+        model = self.model.clone()
+        common.RemoveUnusedNodesPass()(model)
+        return model
 
     def _joined(self) -> dict[str, ir.Value]:
         """Join the numbers of each kind in one vector."""
@@ -249,15 +256,24 @@ class SideBySide:
         return self._sum(self.op("ReduceSumSquare", wide, keepdims=0))
 
     def _sum(self, value: ir.Value) -> int:
-        self._results["sums"].append(self._flat(value))
-        return len(self._results["sums"]) - 1
+        sums, flat = self._results["sums"], self._flat(value)
+        if flat not in sums:
+            sums.append(flat)
+        return sums.index(flat)
 
     def _flat(self, value: ir.Value) -> ir.Value:
         return self.op("Reshape", value, self._one)
 
     def constant(self, array: Any) -> ir.Value:
-        """Add an array to the graph."""
-        return initializer(self.graph, self._names.new("npuc_constant"), np.asarray(array))
+        """Add an array to the graph; a small one that is there already is shared."""
+        array = np.asarray(array)
+        key = None if array.nbytes > _SMALL else (array.dtype.str, array.shape, array.tobytes())
+        if key is None or key not in self._made:
+            made = initializer(self.graph, self._names.new("npuc_constant"), array)
+            if key is None:
+                return made
+            self._made[key] = made
+        return self._made[key]
 
     def _own(self, value: ir.Value) -> ir.Value:
         """Return this graph's value for an input or weight of another program."""
