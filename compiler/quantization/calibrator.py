@@ -17,7 +17,16 @@ from npuc.progress import Progress, Silent
 from npuc.quantization import calibrate, channel_stats, checkpoint, margins
 from npuc.quantization.channel_stats import ChannelStatistics
 from npuc.quantization.checkpoint import Checkpoint
-from npuc.quantization.ranges import Array, Ranges, Table, coding, digest, packed, unpacked
+from npuc.quantization.ranges import (
+    Array,
+    Range,
+    Ranges,
+    Table,
+    coding,
+    digest,
+    packed,
+    unpacked,
+)  # fmt: skip
 from npuc.quantization.taps import cores, fingerprint
 
 Axes = Mapping[str, int | tuple[int, ...]]
@@ -112,11 +121,15 @@ class Calibrator:
         return channel_stats.unpacked(found)
 
     def ranges(
-        self, program: Program, expected: Mapping[str, ChannelStatistics] | None = None
+        self,
+        program: Program,
+        expected: Mapping[str, ChannelStatistics] | None = None,
+        known: Mapping[str, Range] | None = None,
     ) -> Ranges:
         """Return the range of every tensor that is coded; writes the table where there is none.
 
-        What was observed is widened to what is `expected` of the channels (see `margins`).
+        What was observed is widened to what is `expected` of the channels (see `margins`); `known`
+        is what tensors hold on the calls, least and greatest.
         Raises `UsageError` where the table does not fit the program.
         """
         if self._table is not None:
@@ -132,9 +145,10 @@ class Calibrator:
                 checkpoint=self._checkpoint(
                     "partial", program, f"{self.observer} {_facts(self.scheme)}"
                 ),
+                known=known,
             )  # fmt: skip
 
-        how = [self.observer, plain(self.scheme)]
+        how = [self.observer, plain(self.scheme), plain(known or {})]
         found = unpacked(self.once("ranges", [program], how, lambda: packed(observe())))
         found = margins.widened(found, expected or {})
         if self.path is not None:

@@ -71,6 +71,7 @@ class Quantizer:
         rounding.check(self.choices.rounding)
         self._notes: list[str] | None = None
         self._expected: Mapping[str, ChannelStatistics] = {}
+        self._ends: Mapping[str, Range] = {}
         self._shifts: Mapping[str, Array] | None = None
         self._learned: LearnRounding | None = None
 
@@ -98,19 +99,25 @@ class Quantizer:
         if not self.choices.equalize or not (axes := observed(model, self.scheme)):
             return program
         every = observable(model, self.scheme)
-        seen = margins.extended(self.calibrator.channels(program, axes, every))
+        held = dict(self.calibrator.channels(program, axes, every))
+        seen = margins.extended(held)
         self.progress.stage(Equalize.name)
         logs, divisors = chosen(program.model.clone(), self.scheme, seen)
         after = run(program, [Equalize(seen, logs)], self.profile, self.watch)
         if after.steps[-1].rolled_back:
             return after
-        seen |= {name: seen[name].divided(by) for name, by in divisors.items()}
+        for stats in (seen, held):
+            stats |= {name: stats[name].divided(by) for name, by in divisors.items()}
         self.progress.stage(Center.name)
         centered = run(after, [Center(seen)], self.profile, self.watch)
         if not centered.steps[-1].rolled_back:
             moved = offsets(after.model.clone(), self.scheme, seen)
-            seen |= {name: seen[name].less(by) for name, by in moved.items()}
+            for stats in (seen, held):
+                stats |= {name: stats[name].less(by) for name, by in moved.items()}
         self._expected = {name: seen[name] for name in seen if name in divisors}
+        self._ends = {
+            name: (float(held[name].low.min()), float(held[name].high.max())) for name in divisors
+        }
         return centered
 
     def floats(self, skip: Sequence[str] = ()) -> Program:
@@ -122,7 +129,8 @@ class Quantizer:
     @cached_property
     def ranges(self) -> Ranges:
         """The range of every tensor that is coded."""
-        return self.calibrator.ranges(self.prepared, self._expected)
+        program = self.prepared
+        return self.calibrator.ranges(program, self._expected, self._ends)
 
     def program(self, skip: Sequence[str] = (), watch: Watch | None = None) -> Program:
         """Return the integer program that leaves the nodes named in `skip` in float.
