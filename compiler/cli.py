@@ -4,8 +4,9 @@ Results go to stdout, progress and errors to stderr. Only click is imported at t
 imports what it needs when it runs.
 """
 
+import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 
@@ -17,6 +18,9 @@ _EPILOG = """\b
 Exit codes: 0 passed · 2 usage · 3 load or export · 4 pass or unsupported operator ·
 5 toolchain · 6 parity · 7 damaged artifact · 8 output not written · 9 undecided ·
 130 interrupted"""
+
+_RARELY = (200_000, 20, 20)
+"""New objects, then searches among the youngest and the younger, before the next is made."""
 
 
 @click.group(cls=InOrder, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -46,7 +50,23 @@ for _verb in (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (see `npuc.errors`)."""
-    return guarded(lambda: _run(argv))
+    return _collected(lambda: guarded(lambda: _run(argv)), last=argv is None)
+
+
+def _collected(verb: Callable[[], int], last: bool) -> int:
+    """Run a verb with few searches for garbage in cycles, and none after it if it is the `last`.
+
+    torch, sympy and tvm are a million objects that stay: a search visits them all and finds next
+    to nothing. Of a compile of ResNet-50 they took 2 s, and another 1.3 s at Python's end.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(*_RARELY)
+    try:
+        return verb()
+    finally:
+        gc.set_threshold(*before)
+        if last:
+            gc.freeze()
 
 
 def _run(argv: Sequence[str] | None) -> int:

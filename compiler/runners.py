@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from npuc.errors import ParityError
-from npuc.program import Program, Tensors
+from npuc.program import LARGE, PROTO_LIMIT, Program, Tensors
 
 
 class OnnxRunner:
@@ -84,13 +84,47 @@ def _session(program: Program, options: Any) -> Any:
     import onnxruntime as ort
 
     providers = ["CPUExecutionProvider"]
-    proto = program.serialized()
-    if proto is not None:
-        return ort.InferenceSession(proto, options, providers=providers)
+    message, weights = _apart(program)
+    if message is not None:
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers(list(weights), values)
+        return ort.InferenceSession(message, options, providers=providers)
     with tempfile.TemporaryDirectory(prefix="npuc-") as folder:
         path = Path(folder) / "model.onnx"
         program.save(path)
         return ort.InferenceSession(str(path), options, providers=providers)
+
+
+def _apart(program: Program) -> tuple[bytes | None, dict[str, np.ndarray[Any, Any]]]:
+    """Return a program's message, None where it exceeds protobuf's limit, and the large weights.
+
+    Inside of the message these would be there twice more, and each is copied twice on the way.
+    """
+    import onnx_ir as ir
+
+    kinds = {getattr(ir.DataType, kind) for kind in _PLAIN}
+    weights = {
+        name: np.ascontiguousarray(tensor.numpy())
+        for name, value in program.model.graph.initializers.items()
+        if (tensor := value.const_value) is not None
+        and tensor.nbytes > LARGE
+        and tensor.dtype in kinds
+        and not value.is_graph_input()
+    }
+    if program.weight_bytes - sum(a.nbytes for a in weights.values()) > PROTO_LIMIT:
+        return None, {}
+    if weights:
+        program = program.clone()
+    for name, array in weights.items():
+        value = program.model.graph.initializers[name]
+        assert value.const_value is not None
+        kind, shape = value.const_value.dtype, ir.Shape(array.shape)
+        value.const_value = ir.ExternalTensor("-", 0, array.nbytes, kind, shape=shape, name=name)
+    return bytes(ir.to_proto(program.model).SerializeToString()), weights
+
+
+_PLAIN = ("FLOAT", "DOUBLE", "FLOAT16", "INT64", "INT32", "INT8", "UINT8")
+"""Types that numpy and ONNX Runtime know by the same bytes."""
 
 
 def _first_line(error: Exception) -> str:

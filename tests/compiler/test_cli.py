@@ -4,6 +4,7 @@ Printed text is compared with files in tests/golden; ``NPUC_GOLDEN=write pytest
 tests/compiler/test_cli.py`` rewrites them, to be reviewed as a diff.
 """
 
+import gc
 import json
 import os
 import re
@@ -46,6 +47,21 @@ def golden(name: str, text: str) -> None:
 def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*filter(None, [verb]), "--help"]) == 0
     golden(f"help-{verb or 'npuc'}", capsys.readouterr().out)
+
+
+def test_a_caller_keeps_its_garbage_collection() -> None:
+    """Only a process that ends after the verb spares Python's last search."""
+    before = gc.get_threshold(), gc.get_freeze_count()
+    assert main(["targets"]) == 0 and main(["--version"]) == 0
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before
+
+
+def test_a_process_that_ends_does_not_search_for_garbage(folder: Path) -> None:
+    code = "import sys, gc, npuc.cli; sys.argv[1:] = ['--version']; npuc.cli.main(); " + (
+        "print(gc.get_freeze_count() > 1000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("True\n")
 
 
 def test_every_option_says_what_it_does() -> None:

@@ -1,6 +1,7 @@
 """The oracle: what it answers, what it says where ONNX Runtime refuses, intermediate values."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -8,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from npuc import program as programs
+from npuc import runners
 from npuc.errors import ParityError
 from npuc.program import Program
 from npuc.runners import OnnxRunner
@@ -89,12 +91,46 @@ def test_models_beyond_protobufs_limit_go_through_a_file(
 ) -> None:
     """Both ways answer alike, and the file is gone afterwards."""
     want = OnnxRunner(build(TEXT))(call())
-    monkeypatch.setattr(programs, "PROTO_LIMIT", 1)
+    for place in (programs, runners):
+        monkeypatch.setattr(place, "PROTO_LIMIT", 1)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert build(TEXT).serialized() is None
     got = OnnxRunner(build(TEXT))(call())
     assert all(np.array_equal(want[name], got[name]) for name in want)
     assert list(tmp_path.iterdir()) == []
+
+
+def replaced(program: Program, tensor: "ir.Tensor[Any]") -> None:
+    """Give a program another weight w."""
+    weight = program.model.graph.initializers["w"]
+    weight.const_value, weight.dtype, weight.shape = tensor, tensor.dtype, tensor.shape
+
+
+@pytest.mark.parametrize("kind", ["FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16", "INT8", "UINT8",
+                                  "INT16", "INT32", "INT64", "BOOL", "INT4"])  # fmt: skip
+def test_large_weights_of_every_type_answer_as_small_ones_do(kind: str) -> None:
+    """Those that are handed over beside the message, and those that stay in it."""
+    dtype = ir.DataType[kind]
+    drawn = np.random.default_rng(0).integers(-7, 8, (520, 520)).astype(dtype.numpy())
+    head = HEAD.replace("20", "21")  # which knows INT4
+    program = build(f"{head} net (int64[n] at) => (float[n, 520] y) <float[1] w = {{0}}> "
+                    "{ f = Cast <to = 1> (w)  y = Gather (f, at) }")  # fmt: skip
+    replaced(program, ir.Tensor(drawn, dtype=dtype))
+    at = np.array([519, 0, 7])
+    got = OnnxRunner(program)({"at": at})["y"]
+    assert np.array_equal(got, drawn[at].astype(np.float32))
+    assert len(program.serialized() or b"") > drawn.size // 2  # the program itself is as it was
+
+
+def test_weights_that_are_views_are_handed_over_as_they_read() -> None:
+    """A transposed tensor, and one of which nobody else keeps the memory."""
+    program = build(f"{HEAD} net (float[n, 200] x) => (float[n, 300] y) "
+                    "<float[1, 1] w = {0}> { y = MatMul (x, w) }")  # fmt: skip
+    drawn = np.random.default_rng(1).normal(size=(300, 200)).astype(np.float32)
+    replaced(program, ir.Tensor(drawn.T))
+    runner = OnnxRunner(program)
+    others = [np.full((200, 300), 9, np.float32) for _ in range(4)]  # where a copy may have been
+    assert np.array_equal(runner({"x": np.eye(200, dtype=np.float32)})["y"], drawn.T), len(others)
 
 
 def test_nothing_is_optimized_away() -> None:
