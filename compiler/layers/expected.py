@@ -8,7 +8,7 @@ looks good enough.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,9 @@ def costs(
     if not calls:
         raise ParityError("there are no calls to measure codes on")
     bench = SideBySide(program)
-    ranges = _ranges(bench, calls, scheme)
+    ends = _ends(bench, calls, scheme)
+    ranges = {n: (seen.low, seen.high) for n, seen in ends.items() if seen.low <= seen.high}
+    whole = {name for name, seen in ends.items() if not seen.odd}
     planned, _ = sites(bench.model, scheme, ())
     attached = bench.attach(quantized)
     rows: list[Row] = []
@@ -93,9 +95,9 @@ def costs(
             if name in bench.outputs and scheme.whole:
                 ideal = _rounded(bench, ideal, value, ranges, scheme)
             means = _means(bench, site, value, alone, ideal)
-            places = bench.noise(name, alone), bench.noise(name, ideal)
-            rows.append((site.node, name, *places, means))
-    rows += _codings(bench, attached, ranges, scheme)
+            places = [bench.noise(name, other, name in whole) for other in (alone, ideal)]
+            rows.append((site.node, name, places[0], places[1], means))
+    rows += _codings(bench, attached, ranges, whole, scheme)
     if not rows:
         return ()
     sums = bench.run(calls[:CALLS]).sums
@@ -149,6 +151,7 @@ def _codings(
     bench: SideBySide,
     attached: Attached,
     ranges: Mapping[str, tuple[float, float]],
+    whole: Set[str],
     scheme: IntScheme,
 ) -> list[Row]:
     """Measure what each tensor's codes lose."""
@@ -159,14 +162,14 @@ def _codings(
         if ideal is not value:
             coded = bench.op(WRITE, value, *coding.parameters)
             real = bench.op(READ, coded, *coding.parameters)
-            places = bench.noise(name, real), bench.noise(name, ideal)
-            rows.append((coding.node, name, *places, None))
+            places = [bench.noise(name, other, name in whole) for other in (real, ideal)]
+            rows.append((coding.node, name, places[0], places[1], None))
     return rows
 
 
-def _ranges(
+def _ends(
     bench: SideBySide, calls: Sequence[Tensors], scheme: IntScheme
-) -> Mapping[str, tuple[float, float]]:
+) -> Mapping[str, "_Ends"]:
     """Return the least and greatest of each tensor that some operator reads as codes."""
     planned, _ = sites(bench.model, scheme, ())
     values = [v for site in planned for v in (*site.node.inputs, *site.node.outputs)]
@@ -174,21 +177,25 @@ def _ranges(
     ends = {n: _Ends(n in bench.scores) for n in dict.fromkeys(names) if n in bench.reference}
     if ends:
         stream(bench.program, calls, ends)
-    return {name: (seen.low, seen.high) for name, seen in ends.items() if seen.low <= seen.high}
+    return ends
 
 
 class _Ends(Observer):
-    """Watches the least and greatest of what is finite and not hidden; 0 stands for the rest."""
+    """Watches the least and greatest of what is finite and not hidden; 0 stands for the rest.
+
+    `odd` says that there was such a rest.
+    """
 
     def __init__(self, scores: bool) -> None:
         super().__init__(bins=False)
-        self.hidden = MASK if scores else -math.inf
+        self.hidden, self.odd = MASK if scores else -math.inf, scores
 
     def digest(self, values: Array) -> Observer | None:
         """Sum up one array."""
         found = super().digest(values)
         if found is not None and found.low > self.hidden:
             return found
+        self.odd = True  # by whichever thread: nobody takes it back
         shown = np.isfinite(values) & (values > self.hidden)
         return super().digest(np.where(shown, values, 0))
 

@@ -152,13 +152,15 @@ class SideBySide:
             producer = value.producer() if value.name in self.moved else None
             value = None if producer is None else producer.inputs[0]
 
-    def noise(self, name: str, other: ir.Value) -> tuple[int, int]:
+    def noise(self, name: str, other: ir.Value, whole: bool = False) -> tuple[int, int]:
         """Sum the squares of a tensor and of what another differs from it; returns their places.
 
-        Only where the tensor is finite and not hidden.
+        Only where the tensor is finite and not hidden; `whole` says that it is everywhere.
         """
-        shown, signal = self._shown(name)
         gap = self.op("Sub", other, self.reference[name])
+        if whole:
+            return self.squares(self.reference[name]), self.squares(gap)
+        shown, signal = self._shown(name)
         return self.squares(signal), self.squares(self.op("Where", shown, gap, self._zero))
 
     def edges(self, name: str) -> int:
