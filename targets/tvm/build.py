@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from npuc.targets.tvm.cpu_level import Level
+from npuc.targets.tvm.emit import WRITTEN
 from npuc.targets.tvm.linker import Linker, link
 
 PIPELINE = "npuc"
@@ -50,13 +51,36 @@ def _tensor_pipeline() -> Any:
     Compacting allocations takes a third of a compilation and finds nothing: no schedule of
     npuc's moves a computation into another's loop. Rewriting storage would merge a kernel's
     registers into one buffer too big for the stack.
+
+    What a kernel is called with is not asserted: nothing calls one but the virtual machine, whose
+    main has checked types and shapes. The asserts would be three quarters of the machine code.
     """
     import tvm
-    from tvm.s_tir import transform as s
     from tvm.tirx import transform as t
     from tvm.tirx.compilation_pipeline import finalize_device_passes, finalize_host_passes
 
     passes = [
+        tvm.transform.module_pass(_flat, opt_level=0, name="npuc.flat"),
+        t.AnnotateEntryFunc(),
+        t.SplitHostDevice(),
+        t.MakePackedAPI(),
+        t.SkipAssert(),
+    ]
+    return tvm.transform.Sequential(passes), finalize_host_passes, finalize_device_passes
+
+
+def _flat(module: Any, _: Any) -> Any:
+    """Lower functions to loops over flat memory.
+
+    Kernels that npuc wrote are such loops: of TVM's passes they need the one that knows which
+    index is never negative. LLVM finds everything else.
+    """
+    import tvm
+    from tvm.s_tir import transform as s
+    from tvm.tirx import transform as t
+
+    simple = [t.FlattenBuffer(), t.StmtSimplify(), s.RewriteUnsafeSelect()]
+    scheduled = [
         s.CanonicalizeLoop(),
         s.LowerInitBlock(),
         s.PlanAndUpdateBufferAllocationLocation(),
@@ -75,11 +99,15 @@ def _tensor_pipeline() -> Any:
         s.RewriteUnsafeSelect(),
         t.CommonSubexprElim(),
         t.VerifyMemory(),
-        t.AnnotateEntryFunc(),
-        t.SplitHostDevice(),
-        t.MakePackedAPI(),
     ]
-    return tvm.transform.Sequential(passes), finalize_host_passes, finalize_device_passes
+    done = tvm.transform.Sequential(scheduled)(t.Filter(lambda f: not _written(f))(module))
+    done.update(tvm.transform.Sequential(simple)(t.Filter(_written)(module)))
+    return done
+
+
+def _written(function: Any) -> bool:
+    """Whether npuc wrote a function."""
+    return WRITTEN in (function.attrs or {})
 
 
 def _lowering() -> Any:

@@ -22,6 +22,9 @@ PARALLEL_WORK = 100_000
 OPAQUE = 8
 """TVM's pattern kind for functions that nothing may be fused into."""
 
+WRITTEN = "npuc.written"
+"""Attribute of functions that a `Kernel` wrote: loops over flat memory, with nothing to lower."""
+
 
 def tirx() -> Any:
     """Return TVM's tensor IR; its annotations do not know the conversions it does."""
@@ -159,7 +162,7 @@ class Kernel:
             body = t.AttrStmt(none, "pragma_import_llvm", ir.StringImm(self._code), body)
         function = t.PrimFunc(self._params, body)
         return function.with_attr(
-            {"tirx.noalias": True, "op_pattern": OPAQUE, "tirx.is_scheduled": True}
+            {"tirx.noalias": True, "op_pattern": OPAQUE, "tirx.is_scheduled": True, WRITTEN: True}
         )
 
 
