@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import click
 
 from npuc.console import guarded
+from npuc.lean import lean
 from npuc.options import InOrder
 from npuc.verbs import blaming, checking, compiling, gating, looking, machine, measuring, recording
 
@@ -62,7 +63,8 @@ def _collected(verb: Callable[[], int], last: bool) -> int:
     before = gc.get_threshold()
     gc.set_threshold(*_RARELY)
     try:
-        return verb()
+        with lean():
+            return verb()
     finally:
         gc.set_threshold(*before)
         if last:

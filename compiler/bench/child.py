@@ -16,6 +16,7 @@ from npuc.bench import sides, timing
 from npuc.bench.sides import OWN, Job, PeerError
 from npuc.errors import NpucError
 from npuc.jsonable import plain
+from npuc.lean import lean
 
 REPEATS = 9
 """Profiled runs, of which the least time of each kernel counts."""
@@ -95,7 +96,8 @@ def _imports(name: str) -> None:
     if name == OWN:
         from npuc.targets.tvm import runtime
 
-        runtime.lean()  # as `npuc run`
+        with lean():  # as `npuc run`
+            import tvm_ffi  # noqa: F401
         runtime.prepared()
     else:
         name = "onnxruntime" if sides.is_file(name) else name

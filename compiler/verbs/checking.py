@@ -26,9 +26,7 @@ from npuc.options import (
 def run(artifact: Path, npz: Path | None, output: Path | None, as_json: bool) -> None:
     """Run ARTIFACT here and show what it answers."""
     from npuc import execute, outputs
-    from npuc.targets.tvm import runtime
 
-    runtime.lean()
     if output is not None:
         outputs.probe(output)
     answers = execute.run(artifact, npz)

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import platform
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -206,22 +205,6 @@ def started(library: Path) -> Any:
     cpu, device, pooled = 1, 0, 2
     machine["vm_initialization"](cpu, device, pooled)
     return machine
-
-
-def lean() -> None:
-    """Keep torch out of this process: tvm_ffi imports it where it is installed, 200 MB.
-
-    For processes of npuc's own that need no torch: in them, tvm_ffi does not know its tensors.
-    """
-    if "torch" in sys.modules or "tvm_ffi" in sys.modules:
-        return
-    sys.modules["torch"] = None  # type: ignore[assignment]  # importing it now raises ImportError
-    try:
-        import tvm_ffi  # noqa: F401
-    except ImportError:
-        return  # whatever needs it says so
-    finally:
-        del sys.modules["torch"]
 
 
 @functools.cache

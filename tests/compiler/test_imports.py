@@ -46,6 +46,16 @@ def test_lists_load_neither_torch_nor_tvm(words: list[str], tmp_path: Path) -> N
     assert loaded(verb(*words), tmp_path) & {"torch", "tvm", "tvm_ffi", "onnxruntime"} == set()
 
 
+def test_tvm_does_without_torch_in_processes_of_npucs_own(tmp_path: Path) -> None:
+    """torch stays importable, within and afterwards; where it is loaded, TVM knows it."""
+    lean = "from npuc.lean import lean\nwith lean():\n    import {}"
+    assert not loaded(lean.format("tvm, tvm_ffi"), tmp_path) & {"torch"}
+    code = lean.format("tvm, torch") + "\nimport tvm_ffi\ntorch.ones(2)"
+    assert "torch" in loaded(f"{code}\nassert tvm_ffi._convert.torch is None", tmp_path)
+    code = lean.format("torch, tvm_ffi") + "\nassert tvm_ffi._convert.torch is torch"
+    assert "torch" in loaded(code, tmp_path)
+
+
 def test_public_names_stay_functions_when_their_modules_are_imported(tmp_path: Path) -> None:
     """`npuc.load` is both a function and a module; users mean the function."""
     code = "import npuc.load, npuc.record; assert callable(npuc.load); from npuc import load"
