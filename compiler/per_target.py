@@ -1,7 +1,7 @@
 """One target's part of the pipeline: prepare, quantize, lower, check, write."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -150,13 +150,13 @@ def _finish(
     if isinstance(quantizer, Quantizer):
         at = replace(at, program=quantizer.floats(names))
     shown, program, numerics, validator = job.progress, at.program, at.numerics, validator.fork()
-    watch = watching(validator, job.dump and job.dump / target.name)
+    later = _Later(watching(validator, job.dump and job.dump / target.name))
     handover = Handover(program, at.calls, precision, archive=job.archive)
     if quantizer is not None:
-        program = quantizer.program(names, watch)
+        program = quantizer.program(names, later)
         handover = replace(handover, quantized=program)
     quantized = program
-    program, check = _numerics(program, numerics, profile, watch, shown)
+    program = later.run(program, numerics, profile, shown)
     options = replace(job.lowering, precision=precision, handover=handover)
     shown.stage(f"lower for {target.name}")
     with (
@@ -166,7 +166,7 @@ def _finish(
         if quantizer is not None:
             others = originals.held_out(validator.reference, HELD_OUT)
             validator.notes += quantizer.notes(_parts(others, at.program, validator.exported))
-        check()
+        later.check()
         validator.settle(program)
         if isinstance(quantizer, Quantizer):
             validator.coded(at.program, quantized, at.calls[:CODED], quantizer.scheme)
@@ -228,27 +228,34 @@ def _layers(
     )  # fmt: skip
 
 
-def _numerics(
-    program: Program, passes: Sequence[Pass], profile: Profile, watch: Watch, shown: Progress
-) -> tuple[Program, Callable[[], None]]:
-    """Run a device's own passes; returns a function that checks them: lowering need not wait.
+@dataclass
+class _Later:
+    """Keeps the steps of passes that no check can undo: lowering need not wait for their checks."""
 
-    Where a check may undo a pass, all are checked at once.
-    """
-    if any(item.optional for item in passes):
-        return run(program, traced(passes, shown), profile, watch), lambda: None
-    steps: list[tuple[Pass, Program, Program]] = []
-    after = run(program, traced(passes, shown), profile, lambda *step: steps.append(step))
+    watch: Watch
+    steps: list[tuple[Pass, Program, Program]] = field(default_factory=list)
 
-    def check() -> None:
-        for item, before, later in steps:
+    def __call__(self, item: Pass, before: Program, after: Program) -> None:
+        self.steps.append((item, before, after))
+
+    def run(
+        self, program: Program, passes: Sequence[Pass], profile: Profile, shown: Progress
+    ) -> Program:
+        """Run a device's own passes; where a check may undo one, everything is checked now."""
+        if not any(item.optional for item in passes):
+            return run(program, traced(passes, shown), profile, self)
+        self.check()
+        return run(program, traced(passes, shown), profile, self.watch)
+
+    def check(self) -> None:
+        """Check all steps since the last time, in order; raises what `watch` raises."""
+        steps, self.steps = self.steps, []
+        for item, before, after in steps:
             try:
-                watch(item, before, later)
+                self.watch(item, before, after)
             except NpucError as error:
                 error.add_note(f"in pass {item.name!r}, after {[s.name for s in before.steps]}")
                 raise
-
-    return after, check
 
 
 def prepare(target: Target) -> tuple[Pass, ...]:

@@ -8,7 +8,7 @@ the model happens to come in.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,13 +70,13 @@ class Weighted:
     norms: Array
     peaks: Array
     positions: int
+    _kept: dict[bytes, tuple[Array, Array]] = field(default_factory=dict, compare=False, repr=False)
 
     def noise(self, logs: Array, scheme: IntScheme, per_channel: bool) -> float:
         """Return noise power over signal power."""
         given = self._split(self.data.factors(logs))
         gives = self.out.factors(logs)
-        rows = np.einsum("goi,gi->go", self._grouped(self.norms), given**2).reshape(-1)
-        peaks = (self._grouped(self.peaks) * given[:, None]).max(axis=2).reshape(-1)
+        rows, peaks = self._read(given)
         steps = peaks / gives / scheme.weight_range[1]
         if not per_channel:
             steps = np.full_like(steps, steps.max())
@@ -85,6 +85,19 @@ class Weighted:
         passed = float((rows / gives**2).sum()) * self.data.power(logs, scheme)
         signal = float((self.out.square / gives**2).sum())
         return (passed + own * self.positions) / max(signal, TINY)
+
+    def _read(self, given: Array) -> tuple[Array, Array]:
+        """Return Σ w² and max|w| of each output's weights, for factors of what they read.
+
+        Those of the last factors are kept: what is chosen next is often those of the result.
+        """
+        key = given.tobytes()
+        if key not in self._kept:
+            rows = np.einsum("goi,gi->go", self._grouped(self.norms), given**2).reshape(-1)
+            peaks = (self._grouped(self.peaks) * given[:, None]).max(axis=2).reshape(-1)
+            self._kept.clear()
+            self._kept[key] = rows, peaks
+        return self._kept[key]
 
     def wants(self, logs: Array) -> Array:
         """Return log max_o |w_oi / s_o| per input channel: weights of one size want its inverse."""
