@@ -145,6 +145,16 @@ class Kernel:
         at = ramp(index, lanes_of(value))
         self._blocks[-1].append(t.BufferStore(memory, value, [at]))
 
+    def prefetch(self, memory: Any, index: Any) -> None:
+        """Ask for a cache line, which no answer depends on: `index` may lie behind the end."""
+        from tvm import ir
+
+        t = tirx()
+        address = t.address_of(self.load(memory, index))
+        read, near, data = (t.const(n, "int32") for n in (0, 2, 1))
+        call = ir.Call("tirx.prefetch", [address, read, near, data], ret_ty="void")
+        self._blocks[-1].append(t.Evaluate(call))
+
     def link(self, code: str) -> None:
         """Take a function of LLVM's own language in, for `call_extern`: it is inlined."""
         self._code = code

@@ -1,13 +1,17 @@
 """Run recurrences as loops: one kernel computes all steps of an LSTM, a GRU or an RNN."""
 
 import string
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from npuc.targets.tvm.cpu_level import Level
-from npuc.targets.tvm.graph import Walk, bindings, is_var, key, parts
+from npuc.targets.tvm.graph import Walk, bindings, is_var, key, operator, parts, shape_of
 from npuc.targets.tvm.recurrence_find import Finder
 from npuc.targets.tvm.recurrence_form import Loop
 from npuc.targets.tvm.recurrence_kernel import Writer
+from npuc.targets.tvm.views import shape_of_type
 
 
 class Recurrence(Walk):
@@ -26,6 +30,7 @@ class Recurrence(Walk):
             writer = Writer(level, loop, finder)
             if writer.possible:
                 self._take(loop, writer, finder)
+        self._splits = dict(self._read_from(finder))
 
     def _take(self, loop: Loop, writer: Writer, finder: Finder) -> None:
         start = finder.begins(loop)
@@ -42,7 +47,34 @@ class Recurrence(Walk):
         if at in self._starts:
             self._emit(at)
         elif at not in self._inner:
-            super().visit(var, expr)
+            super().visit(var, self._slice(expr))
+
+    def _read_from(self, finder: Finder) -> Iterator[tuple[int, Any]]:
+        """Yield the splits outside of loops that loops read parts of, out of the whole."""
+        for at, (var, expr) in enumerate(self._items):
+            if operator(expr) != "relax.split" or at in self._inner:
+                continue
+            parts_ = [self._items[part][0] for part in finder.users.get(key(var), ())]
+            users = [finder.users.get(key(part), ()) for part in parts_]
+            if any(some and self._inner.issuperset(some) for some in users):
+                yield key(var), expr
+
+    def _slice(self, expr: Any) -> Any:
+        """Return a part of such a split as a slice, and anything else as it is.
+
+        Nothing reads the split then: it need not copy the parts of all steps.
+        """
+        from tvm import relax
+
+        split = self._splits.get(key(expr.tuple_value)) if hasattr(expr, "tuple_value") else None
+        if split is None:
+            return expr
+        axis = int(split.attrs.axis) % len(shape_of(split.args[0]))
+        ends = np.cumsum([shape_of_type(field)[axis] for field in split.ty.fields])
+        axes: Any = [axis]  # TVM converts them
+        begin: Any = [int(ends[expr.index - 1]) if expr.index else 0]
+        end: Any = [int(ends[expr.index])]
+        return relax.op.strided_slice(split.args[0], axes, begin, end)
 
     def lookup(self, var: Any) -> Any:
         """Return a step's value out of all that the loop stores."""

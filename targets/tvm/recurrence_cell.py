@@ -15,14 +15,13 @@ from npuc.targets.tvm.recurrence_form import Loop, Ref
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Some columns of a row at a step, and where their sums are in `copy`."""
+    """Some columns of a row at a step; by gate, the memory and the index of their sums."""
 
     step: Any
     row: Any
     column: Any
     lanes: int
-    copy: Any
-    sums: Any
+    sums: tuple[tuple[Any, Any], ...]
 
 
 class Memory(Protocol):
@@ -33,7 +32,6 @@ class Memory(Protocol):
     k: Kernel
     columns: int
     gates: list[int]
-    vectors: int
     kept: dict[int, Any]
     inputs: list[Any]
     constants: list[Any]
@@ -97,9 +95,8 @@ class Values:
 
     def _sum(self, gate: int) -> Any:
         writer, k, lanes = self.w, self.w.k, self.at.lanes
-        stride = writer.vectors * writer.level.lanes
-        start = self.at.sums + writer.gates.index(gate) * stride
-        total = k.load(self.at.copy, start, lanes)
+        copy, start = self.at.sums[writer.gates.index(gate)]
+        total = k.load(copy, start, lanes)
         if writer.scales is None:
             return total
         channel = k.load(writer.scales, self.at.column + gate, lanes)

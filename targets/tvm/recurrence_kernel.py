@@ -2,9 +2,10 @@
 
 A unit of work is some vectors of the result's columns: it multiplies the last state by all of
 their gates' weights, which lie in memory in the order they are read, and computes the rest of the
-step on what is in registers then. All units of a step are done before the next step begins, by
-however many threads. Every other step takes the units in reverse: what the last one left in the
-cache is read first.
+step on what is in registers then. Many rows take the gates in several passes: rather than few rows
+at a time, for which all weights would come from memory again. All units of a step are done before
+the next step begins, by however many threads. Every other step takes the units in reverse: what
+the last one left in the cache is read first.
 """
 
 from dataclasses import dataclass, replace
@@ -119,6 +120,7 @@ class Writer:
         vectors = -(-self.columns // lanes)
         self.vectors = max(1, min(-(-SUMS // (len(self.gates) * many)), vectors))
         self.units = -(-vectors // self.vectors)
+        self.tile, self.passes = self._tiles()
         self.padded = -(-self.depth // self.dot.adds) * self.dot.adds
         self._declare()
         outputs = {at: k.tensor((loop.steps, *loop.shape), "float32") for at in loop.outputs}
@@ -135,6 +137,20 @@ class Writer:
                 back = k.let(unit + odd * (self.units - 1 - 2 * unit))
                 self._unit(step, back, outputs)
         return k.finish()
+
+    def _tiles(self) -> tuple[int, list[range]]:
+        """Choose how many rows go together, and which gates one pass over the state computes.
+
+        A pass has at least two vectors of sums per row where there are two: every value of the
+        state that it broadcasts is used for all of them.
+        """
+        budget = 12 if self.level.lanes == 8 else 16
+        most = max(1, budget // max(2, self.vectors))
+        tile = -(-self.rows // -(-self.rows // most))
+        count = len(self.gates)
+        passes = -(-count // max(1, budget // (tile * self.vectors)))
+        share = -(-count // passes)
+        return tile, [range(at, min(at + share, count)) for at in range(0, count, share)]
 
     @property
     def _left(self) -> Any:
@@ -190,14 +206,19 @@ class Writer:
         return self._weights(np.stack([numbers for numbers, _ in found])), self._weights(zeros)
 
     def _packed(self, right: Array) -> Array:
-        """Order weights as they are read: [units, depth / adds, gates, vectors, lanes, adds]."""
+        """Order weights as they are read, flat.
+
+        By units; passes; depth / adds; the pass's gates; vectors; lanes; adds.
+        """
         adds, lanes = self.dot.adds, self.level.lanes
         wide = self.units * self.vectors * lanes
         room = np.zeros((self.padded, len(self.gates), wide), right.dtype)
         for at, gate in enumerate(self.gates):
             room[: self.depth, at, : self.columns] = right[:, gate : gate + self.columns]
         cut = room.reshape(-1, adds, len(self.gates), self.units, self.vectors, lanes)
-        return np.ascontiguousarray(cut.transpose(3, 0, 2, 4, 5, 1))
+        cut = cut.transpose(3, 0, 2, 4, 5, 1)
+        parts = [cut[:, :, p.start : p.stop].reshape(self.units, -1) for p in self.passes]
+        return np.concatenate(parts, axis=1).reshape(-1)
 
     def _begin(self) -> None:
         """Copy the initial states."""
@@ -213,36 +234,24 @@ class Writer:
     def _unit(self, step: Any, unit: Any, outputs: dict[int, Any]) -> None:
         """Compute some vectors of columns, some rows at a time."""
         k = self.k
-        budget = 12 if self.level.lanes == 8 else 16
-        most = max(1, budget // (len(self.gates) * self.vectors))
-        tiles = -(-self.rows // most)
-        tile = -(-self.rows // tiles)
-        whole, left = divmod(self.rows, tile)
+        whole, left = divmod(self.rows, self.tile)
         with k.loop(whole) as turn:
-            self._tile(step, unit, k.let(turn * tile), tile, outputs)
+            self._tile(step, unit, k.let(turn * self.tile), self.tile, outputs)
         if left:
-            self._tile(step, unit, whole * tile, left, outputs)
+            self._tile(step, unit, whole * self.tile, left, outputs)
 
     def _tile(self, step: Any, unit: Any, first: Any, rows: int, outputs: dict[int, Any]) -> None:
         k, lanes = self.k, self.level.lanes
-        sums = [k.registers(len(self.gates) * self.vectors, self.dot.sums) for _ in range(rows)]
         column = k.let(unit * (self.vectors * lanes))
-        for v in range(len(self.gates) * self.vectors):
-            gate, vector = divmod(v, self.vectors)
-            begin = self._start(step, gate, column + vector * lanes)
-            for row in sums:
-                k.store(row[v], begin, 0)
-        self._multiply(sums, unit, first)
-        # One copy of the step's code for all vectors and rows, over a copy of the registers:
-        # these must only be indexed by numbers to be registers.
-        width = len(self.gates) * self.vectors * lanes
-        copy = k.scratch(rows * width, self.dot.sums)
-        for m, row in enumerate(sums):
-            for v, register in enumerate(row):
-                k.store(copy, k.load(register, 0, lanes), m * width + v * lanes)
+        copies = [self._sums(step, unit, first, rows, gates) for gates in self.passes]
+        # One copy of the step's code for all vectors and rows.
         with k.loop(rows) as m, k.loop(self.vectors) as v:
-            place = Place(step, k.let(first + m), k.let(column + v * lanes), lanes, copy,
-                           k.let(m * width + v * lanes))  # fmt: skip
+            sums = tuple(
+                (copy, k.let(((m * len(gates) + gate) * self.vectors + v) * lanes))
+                for gates, copy in zip(self.passes, copies, strict=True)
+                for gate in range(len(gates))
+            )
+            place = Place(step, k.let(first + m), k.let(column + v * lanes), lanes, sums)
             rest = self.columns % lanes
             if not self.columns % (lanes * self.vectors):
                 self._end(place, outputs)
@@ -250,10 +259,32 @@ class Writer:
             with k.when(place.column + lanes <= self.columns):
                 self._end(place, outputs)
             for start, some in pieces(rest, lanes):
-                cut = replace(place, column=k.let(place.column + start), lanes=some,
-                              sums=k.let(place.sums + start))  # fmt: skip
+                from_ = k.let(place.column + start)
+                moved = tuple((copy, k.let(at + start)) for copy, at in sums)
+                cut = replace(place, column=from_, lanes=some, sums=moved)
                 with k.when(place.column == self.columns - rest):
                     self._end(cut, outputs)
+
+    def _sums(self, step: Any, unit: Any, first: Any, rows: int, gates: range) -> Any:
+        """Compute some gates of the product; return them in memory: [rows, gates, vectors, lanes].
+
+        Registers must only be indexed by numbers to be registers, so what follows reads a copy.
+        """
+        k, lanes = self.k, self.level.lanes
+        column = k.let(unit * (self.vectors * lanes))
+        count = len(gates) * self.vectors
+        sums = [k.registers(count, self.dot.sums) for _ in range(rows)]
+        for v in range(count):
+            gate, vector = divmod(v, self.vectors)
+            begin = self._start(step, gates[gate], column + vector * lanes)
+            for row in sums:
+                k.store(row[v], begin, 0)
+        self._multiply(sums, unit, first, gates)
+        copy = k.scratch(rows * count * lanes, self.dot.sums)
+        for m, row in enumerate(sums):
+            for v, register in enumerate(row):
+                k.store(copy, k.load(register, 0, lanes), (m * count + v) * lanes)
+        return copy
 
     def _start(self, step: Any, gate: int, column: Any) -> Any:
         """Return what an accumulator begins with: less the zero point's share."""
@@ -263,11 +294,11 @@ class Writer:
         at = k.let(column + gate * (self.units * self.vectors * lanes))
         return k.let(k.load(self.totals, at, lanes) * widen(k.load(self.zeros, step), lanes))
 
-    def _multiply(self, sums: list[list[Any]], unit: Any, first: Any) -> None:
+    def _multiply(self, sums: list[list[Any]], unit: Any, first: Any, gates: range) -> None:
         k, lanes, adds = self.k, self.level.lanes, self.dot.adds
-        steps, count = self.padded // adds, len(self.gates) * self.vectors
-        stride = count * lanes * adds
-        base = k.let(unit * (steps * stride))
+        steps, count = self.padded // adds, len(gates) * self.vectors
+        stride, gate = count * lanes * adds, steps * self.vectors * lanes * adds
+        base = k.let(unit * (len(self.gates) * gate) + gates.start * gate)
         lines = [k.let(self.source + (first + m) * self.padded) for m in range(len(sums))]
 
         def once(at: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from npuc.errors import UsageError
+from npuc.targets import tvm
 from npuc.targets.tvm import build, cpu_level, dots, importer, rewrites
 
 WANTED = {
@@ -47,6 +48,39 @@ def test_the_instruction_is_in_the_code(graph: Callable[..., Any], cpu: str) -> 
         instructions = set(re.findall(r"^\s+(?:\{vex\}\s+)?([a-z]\w+)", lines, re.MULTILINE))
         assert wanted in instructions, (cpu, dtype)
         assert "vpmaddubsw" not in instructions, "it saturates"
+
+
+@pytest.mark.parametrize(
+    ("cpu", "instruction"),
+    [("x86-64-v3", "prefetcht1"), ("x86-64-v4", "prefetcht1"), ("aarch64", "prfm")],
+)
+def test_cold_weights_are_asked_for_ahead(
+    cpu: str, instruction: str, graph: Callable[..., Any], floats: Callable[..., Any]
+) -> None:
+    found = []
+    for rows in (8, 300):
+        made = graph()
+        weights = floats((515, 131), 1)
+        made.output(made.node("MatMul", made.input(floats((rows, 515), 2)), made.constant(weights)))
+        relax = importer.to_relax(rewrites.prepare(made.program().model))
+        compiled: Any = build.compile_module(relax, cpu_level.resolve(cpu))
+        found.append(instruction in compiled.mod.imports[0].inspect_source("asm"))
+    assert found == [True, False]
+
+
+@pytest.mark.parametrize("cpu", ["native", "x86-64-v3"])
+@pytest.mark.parametrize("rows", [1, 3, 8, 17])
+def test_what_is_asked_for_ahead_changes_no_answer(
+    cpu: str, rows: int, graph: Callable[..., Any], floats: Callable[..., Any]
+) -> None:
+    made = graph()
+    x, weights = floats((rows, 515), 2), floats((515, 131), 1)
+    made.output(made.node("MatMul", made.input(x), made.constant(weights)))
+    program = made.program()
+    (got,) = tvm.load(tvm.lower(program, cpu=cpu).files, program)(made.feed).values()
+    # 515 products summed one after the other in float32: less than their count of roundings.
+    noise = 515 * np.finfo(np.float32).eps * (np.abs(x) @ np.abs(weights)).max()
+    np.testing.assert_allclose(got, x.astype(np.float64) @ weights, atol=noise, rtol=0)
 
 
 @pytest.mark.parametrize(

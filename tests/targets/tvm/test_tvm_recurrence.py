@@ -77,7 +77,7 @@ CELLS = st.builds(
     st.booleans(),
     st.booleans(),
     st.sampled_from((5, 6, 9)),
-    st.sampled_from((1, 2, 3, 5, 8)),
+    st.sampled_from((1, 2, 3, 5, 8, 11)),
     st.sampled_from((2, 5, 16, 17, 33, 64, 70)),
     st.sampled_from((1, 7)),
     st.integers(0, 2**16),
@@ -128,6 +128,33 @@ def test_a_layer_is_few_kernels(
     lowered = check(unrolled(made), made.feed, OnnxRunner(made.program())(made.feed))
     assert loops(lowered) == 1
     assert len(kernels(lowered)) < 12
+
+
+def test_the_first_step_copies_no_other(
+    graph: Callable[..., Any], floats: Callable[..., Array]
+) -> None:
+    made = Cell("LSTM", "forward", True, False, 40, 8, 48, 8, 3).write(graph, floats)
+    lowered = check(unrolled(made), made.feed, OnnxRunner(made.program())(made.feed))
+    # Begun with zeros it multiplies none, so it is before the loop and slices what it reads.
+    splits = [name for name in kernels(lowered) if "split" in name]
+    assert splits and all("slice" in name for name in splits)
+
+
+@pytest.mark.parametrize(("cpu", "rows"), [("native", 8), ("x86-64-v3", 11)])
+def test_a_row_is_the_same_among_others(
+    rows: int, cpu: str, graph: Callable[..., Any], floats: Callable[..., Array]
+) -> None:
+    many, one = (
+        unrolled(Cell("LSTM", "forward", True, False, 5, batch, 40, 7, 5).write(graph, floats))
+        for batch in (rows, 1)
+    )
+    x = floats((5, rows, 7), 9)
+    (name,) = (port.name for port in many.inputs)
+    alone = tvm.load(tvm.lower(one, cpu=cpu).files, one)
+    together = tvm.load(tvm.lower(many, cpu=cpu).files, many)({name: x})
+    for row in range(rows):
+        for got, key in zip(alone({name: x[:, row : row + 1]}).values(), together, strict=True):
+            np.testing.assert_array_equal(got, together[key][..., row : row + 1, :])
 
 
 def test_two_layers_are_two_loops(graph: Callable[..., Any], floats: Callable[..., Array]) -> None:
