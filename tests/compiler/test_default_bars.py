@@ -71,6 +71,19 @@ def test_sound_codes_cost_what_they_should() -> None:
     assert faults(coded) == ()
 
 
+def test_what_is_not_finite_is_left_out() -> None:
+    """A row of infinities is a row less: no range is made of it, and no error is measured in it."""
+    assert CPU.int_scheme is not None
+    odd = [{"x": np.concatenate([c["x"], np.full((1, 24), np.inf, np.float32)])} for c in calls()]
+    both = (
+        expected.costs(program(), quantized({"x": SEEN}), given, CPU.int_scheme)
+        for given in (calls(), odd)
+    )
+    for plain, found in zip(*both, strict=True):
+        assert found.found == pytest.approx(plain.found, rel=1e-6)
+        assert found.expected == pytest.approx(plain.expected, rel=1e-6)
+
+
 def test_a_range_twice_as_wide_is_borne_and_six_times_is_not() -> None:
     assert faults(quantized({"x": (-6.0, 6.0)})) == ()
     first, *_ = faults(quantized({"x": (-18.0, 18.0)}))

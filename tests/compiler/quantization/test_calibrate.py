@@ -83,6 +83,20 @@ def test_min_max_is_exact_and_the_program_untouched(scheme: IntScheme) -> None:
     assert (ranges.samples, ranges.observer) == (5, "min-max")
 
 
+def test_known_ends_are_taken_where_no_histogram_is_wanted(scheme: IntScheme) -> None:
+    """No call is computed for tensors whose ends are known; others are observed as ever."""
+    seen = collect(program(), samples(5), scheme, observer="min-max")
+    calls, ends = list(samples(5)), {"x": (-9.0, 9.0), "t": (0.0, 7.0), "unread": (0.0, 1.0)}
+    blind = [dict.fromkeys(call, np.full(1, np.nan, np.float32)) for call in calls]
+    found = collect(program(), blind, scheme, observer="min-max", known=ends)
+    assert dict(found) == {"x": (-9.0, 9.0), "t": (0.0, 7.0)} == dict(found.seen)
+    assert found.samples == 5
+    partly = collect(program(), calls, scheme, observer="min-max", known={"x": (-9.0, 9.0)})
+    assert dict(partly) == {"x": (-9.0, 9.0), "t": seen["t"]}
+    counted = collect(program(), calls, scheme, known=ends)
+    assert dict(counted) == dict(collect(program(), calls, scheme))
+
+
 def test_the_scheme_names_the_observer(scheme: IntScheme) -> None:
     assert collect(program(), samples(2), scheme).observer == "percentile"
     entropy = replace(scheme, observer="entropy")
