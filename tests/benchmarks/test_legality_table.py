@@ -4,11 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from npuc import plugins
 
 SCRIPT = Path(__file__).with_name("legality.py")
 
 
+@pytest.mark.slow
 def test_every_target_has_a_cell_and_each_gap_is_shown_before_and_after() -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "digits-lstm"], capture_output=True, text=True

@@ -143,7 +143,7 @@ CHANGES = (
         "a waiver that has expired",
         (edit("parity.toml", "sqnr-db = 25", "sqnr-db = 25\ncosine = 0.999999"),
          *(append("parity.toml", WAIVER.format(target)) for target in ("cpu", "atom", "dx-m1"))),
-        GATE, 6, ("EXPIRED on 2026-01-31", "until the new compiler is here"),
+        GATE, 6, ("EXPIRED on 2026-01-31", "until the new compiler is here"), slow=True,
     ),
     Change(
         "a typo in parity.toml",
@@ -153,14 +153,14 @@ CHANGES = (
     Change(
         "too few samples to say",
         (edit("record.py", "SAMPLES, CALIBRATION = 300", "SAMPLES, CALIBRATION = 50"), RECORD),
-        GATE, 9, ("UNDECIDED", "more samples needed"),
+        GATE, 9, ("UNDECIDED", "more samples needed"), slow=True,
     ),
     Change(
         "recorded under autocast",
         (edit("record.py", "    strict=True,\n", ""),
          edit("record.py", "npuc.save(\n", 'torch.set_autocast_enabled("cpu", True)\nnpuc.save(\n'),
          RECORD),
-        GATE, 6, ("autocast",),
+        GATE, 6, ("autocast",), slow=True,
     ),
 )  # fmt: skip
 
