@@ -53,13 +53,14 @@ def is_var(expr: Any) -> bool:
 
 
 def number(expr: Any) -> Array | None:
-    """Return a constant's array, or None for anything else."""
+    """Return a constant's array, which is not to be written to, or None for anything else."""
     from tvm import ir
 
     array: Array | None = None
     if isinstance(expr, ir.GenericConst):
         held: Any = expr
-        array = held.value.numpy()
+        array = np.from_dlpack(held.value)  # its own memory: weights are asked for dozens of times
+        array.flags.writeable = False
     return array
 
 

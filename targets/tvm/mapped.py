@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from npuc.targets.tvm.graph import Array, Walk, bindings, number, shape_of
+from npuc.targets.tvm.graph import Array, Walk, bindings, key, number, shape_of
 
 ALIGNMENT = 64
 """Bytes that every constant starts at a multiple of, as TVM's code takes for granted."""
@@ -46,22 +46,25 @@ class _Lift(Walk):
         super().__init__(module)
         self._arrays: dict[bytes, Array] = {}
         self._vars: dict[bytes, Any] = {}
+        self._digests: dict[int, bytes] = {}
         for _, expr in bindings(module):
             self._collect(expr)
         self.params += self._vars.values()
 
     def substitute(self, expr: Any) -> Any:
-        array = _large(expr)
-        return super().substitute(expr) if array is None else self._vars[_digest(array)]
+        found = self._digests.get(key(expr))
+        return super().substitute(expr) if found is None else self._vars[found]
 
     def constants(self) -> Constants:
         """Return the file."""
-        data, tensors = bytearray(), []
+        pieces: list[Any] = []
+        size, tensors = 0, []
         for array in self._arrays.values():
-            data += b"\0" * (-len(data) % ALIGNMENT)
-            tensors.append((array.dtype.name, array.shape, len(data)))
-            data += np.ascontiguousarray(array).tobytes()
-        return Constants(bytes(data), tuple(tensors))
+            gap = -size % ALIGNMENT
+            tensors.append((array.dtype.name, array.shape, size + gap))
+            pieces += [bytes(gap), _bytes(array)]
+            size += gap + array.nbytes
+        return Constants(b"".join(pieces), tuple(tensors))
 
     def _collect(self, expr: Any) -> None:
         from tvm import ir, relax
@@ -69,11 +72,13 @@ class _Lift(Walk):
         for part in (*getattr(expr, "args", ()), *getattr(expr, "fields", ())):
             if isinstance(part, ir.Tuple | ir.Call):
                 self._collect(part)
-            elif (array := _large(part)) is not None and (name := _digest(array)) not in self._vars:
-                shape: Any = shape_of(part)  # TVM converts it
-                kind = relax.TensorType(shape, array.dtype.name)
-                self._vars[name] = relax.Var(f"constant{len(self._vars)}", kind)
-                self._arrays[name] = array
+            elif key(part) not in self._digests and (array := _large(part)) is not None:
+                name = self._digests[key(part)] = _digest(array)
+                if name not in self._vars:
+                    shape: Any = shape_of(part)  # TVM converts it
+                    kind = relax.TensorType(shape, array.dtype.name)
+                    self._vars[name] = relax.Var(f"constant{len(self._vars)}", kind)
+                    self._arrays[name] = array
 
 
 def _large(expr: Any) -> Array | None:
@@ -83,8 +88,14 @@ def _large(expr: Any) -> Array | None:
 
 
 def _digest(array: Array) -> bytes:
-    about = f"{array.dtype.name} {array.shape}".encode()
-    return hashlib.sha256(about + np.ascontiguousarray(array).tobytes()).digest()
+    found = hashlib.sha256(f"{array.dtype.name} {array.shape}".encode())
+    found.update(_bytes(array))
+    return found.digest()
+
+
+def _bytes(array: Array) -> Any:
+    """Return an array's memory."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def read(path: Path, tensors: list[list[Any]]) -> list[Array]:
