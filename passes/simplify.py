@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnx_ir.serde import TensorProtoTensor
 
 from npuc.errors import PassError
 from npuc.passes.base import Pass, Result
@@ -51,6 +53,7 @@ class Simplify(Pass):
         except Exception as error:  # its C++ core raises whatever it meets
             raise PassError(f"onnxsim failed: {_first_line(error)}") from error
         simple = ir.from_proto(proto)
+        _unpack(simple)
         if simple.opset_imports.get("") != opsets.get(""):
             raise PassError(f"onnxsim changed the opset to {simple.opset_imports.get('')}")
         _restore_ports(model, simple)
@@ -87,6 +90,32 @@ def _strip(model: ir.Model) -> None:
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape = None
+
+
+def _unpack(model: ir.Model) -> None:
+    """Take all tensors out of the message they came in, in place.
+
+    A message hands a tensor's bytes over by a copy, whoever asks and however often, and one tensor
+    that is left in it keeps all of them in memory.
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, TensorProtoTensor):
+                value.const_value = _unpacked(value.const_value)
+    for node in model.graph.all_nodes():
+        for name, attribute in node.attributes.items():
+            if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                tensor = attribute.as_tensor()
+                if isinstance(tensor, TensorProtoTensor):
+                    node.attributes[name] = ir.AttrTensor(name, _unpacked(tensor))
+
+
+def _unpacked(tensor: TensorProtoTensor) -> ir.TensorProtocol:
+    if tensor.raw.HasField("raw_data") and tensor.dtype.bitwidth >= 8:
+        return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+    copied = onnx.TensorProto()
+    copied.CopyFrom(tensor.raw)
+    return TensorProtoTensor(copied)
 
 
 def _restore_ports(before: ir.Model, after: ir.Model) -> None:

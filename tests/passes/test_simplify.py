@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 
 from npuc.errors import ParityError, PassError
@@ -28,6 +30,24 @@ def test_simplifies_and_keeps_the_ports(
     assert ops(after) == ["Relu"]
     assert after.inputs == before.inputs and after.outputs == before.outputs
     assert all(v.dtype is not None for node in after.model.graph for v in node.outputs)
+
+
+def test_weights_leave_the_message_as_they_are(
+    parse: Callable[..., Program], profile: Profile
+) -> None:
+    """Asked twice, a weight is the same memory; and what is serialized is what onnxsim wrote."""
+    before = parse(
+        """(float[N,2] x) => (float[N,2] y, int64[3] k) <float[2,2] w = {3, 1, 0.1, 7}>
+        { a = MatMul(x, w) y = Relu(a) k = Constant<value = int64[3] {1, 2, 3}>() }"""
+    )
+    drawn = np.array([[3, 1], [0.1, 7]], np.float32)
+    before.model.graph.initializers["w"].const_value = ir.Tensor(drawn, name="w")
+    after = run(before, [Simplify()], profile)
+    tensor = after.model.graph.initializers["w"].const_value
+    assert tensor is not None and np.array_equal(tensor.numpy(), drawn)
+    assert np.shares_memory(tensor.numpy(), tensor.numpy())
+    packed = ir.from_proto(onnx.load_from_string(after.serialized() or b""))
+    assert Program.from_model(packed).serialized() == after.serialized()
 
 
 def test_a_failure_is_a_rolled_back_step(
