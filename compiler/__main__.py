@@ -1,8 +1,6 @@
 """Run ``python -m npuc``."""
 
-import sys
-
-from npuc.cli import main
+from npuc.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -6,11 +6,12 @@ imports what it needs when it runs.
 
 import gc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
-from npuc.console import guarded
+from npuc.console import ended, guarded
 from npuc.lean import lean
 from npuc.options import InOrder
 from npuc.verbs import blaming, checking, compiling, gating, looking, machine, measuring, recording
@@ -21,7 +22,9 @@ Exit codes: 0 passed · 2 usage · 3 load or export · 4 pass or unsupported ope
 130 interrupted"""
 
 _RARELY = (200_000, 20, 20)
-"""New objects, then searches among the youngest and the younger, before the next is made."""
+"""New objects, then searches of the youngest and of the younger ones, until garbage in cycles is
+searched for. torch, sympy and tvm are a million objects that stay: Python's own numbers visit them
+all again and again, for 2 s of a compile of ResNet-50, and find next to nothing."""
 
 
 @click.group(cls=InOrder, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,26 +52,20 @@ for _verb in (
     cli.add_command(_verb)
 
 
+def program() -> NoReturn:
+    """Run the command line as a process of its own, and end the process."""
+    ended(main())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (see `npuc.errors`)."""
-    return _collected(lambda: guarded(lambda: _run(argv)), last=argv is None)
-
-
-def _collected(verb: Callable[[], int], last: bool) -> int:
-    """Run a verb with few searches for garbage in cycles, and none after it if it is the `last`.
-
-    torch, sympy and tvm are a million objects that stay: a search visits them all and finds next
-    to nothing. Of a compile of ResNet-50 they took 2 s, and another 1.3 s at Python's end.
-    """
     before = gc.get_threshold()
     gc.set_threshold(*_RARELY)
     try:
         with lean():
-            return verb()
+            return guarded(lambda: _run(argv))
     finally:
         gc.set_threshold(*before)
-        if last:
-            gc.freeze()
 
 
 def _run(argv: Sequence[str] | None) -> int:

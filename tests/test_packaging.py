@@ -86,6 +86,6 @@ def test_the_wheel_holds_all_of_npuc_and_nothing_else(wheel: zipfile.ZipFile) ->
 
 def test_the_wheel_declares_the_command_and_the_targets(wheel: zipfile.ZipFile) -> None:
     points = wheel.read("npuc-0.1.0.dist-info/entry_points.txt").decode()
-    assert "npuc = npuc.cli:main" in points
+    assert "npuc = npuc.cli:program" in points
     assert "cpu = npuc.targets.cpu:Cpu" in points
     assert "atom = npuc.targets.rebellions:atom" in points
