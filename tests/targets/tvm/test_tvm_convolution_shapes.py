@@ -128,6 +128,24 @@ def test_codes(
     assert answer(made, cpu=cpu).faults(0.0) == []
 
 
+@pytest.mark.parametrize("cpu", ["native", "x86-64-v3"])
+def test_lines_of_any_length_are_exact(
+    graph: Callable[..., Any], answer: Callable[..., Any], cpu: str
+) -> None:
+    rng, made = np.random.default_rng(0), graph()
+    one, none = made.constant(np.float32(0.5)), made.constant(np.uint8(3))
+    zero = made.constant(np.int8(0))
+    scale, middle = made.constant(np.float32(7.3)), made.constant(np.uint8(100))
+    filters = made.constant(rng.integers(-12, 13, (64, 5, 3, 3)).astype(np.int8))
+    weights = made.node("DequantizeLinear", filters, one, zero)
+    for width in (3, 6, 7, 9, 10, 13, 14, 18, 22):
+        codes = made.input(rng.integers(0, 256, (1, 5, 4, width)).astype(np.uint8))
+        data = made.node("DequantizeLinear", codes, one, none)
+        sums = made.node("Conv", data, weights, pads=[1, 1, 1, 1])
+        made.output(made.node("QuantizeLinear", sums, scale, middle))
+    assert answer(made, cpu=cpu).faults(0.0) == []
+
+
 @st.composite
 def transposed(draw: Any) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
     """Shapes of an input and of filters, and attributes."""

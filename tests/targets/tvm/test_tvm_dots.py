@@ -10,7 +10,7 @@ import pytest
 
 from npuc.errors import UsageError
 from npuc.targets import tvm
-from npuc.targets.tvm import build, cpu_level, dots, importer, rewrites
+from npuc.targets.tvm import build, cpu_level, direct, dots, importer, rewrites
 
 WANTED = {
     "x86-64-v3": ("vpmaddwd", "vpmaddwd"),
@@ -131,6 +131,23 @@ def test_runs_that_cannot_be_padded_get_narrower_instructions(multiple: int, add
     # Weights of nine bits need int16.
     wide = dots.choose(level, signed=False, narrow=False, multiple=multiple)
     assert wide.adds == min(adds, 2)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "pixels", "rows"),
+    [
+        ("x86-64-v4", 14, 5),  # 5, 5 and 4, not 4, 4, 4 and 2
+        ("x86-64-v4", 28, 4),
+        ("x86-64-v4", 11, 4),  # 4, 4 and 3: no line of two tiles is worth as many registers
+        ("x86-64-v4", 7, 4),
+        ("x86-64-v3", 14, 5),  # two vectors, 12 sums: 5, 5 and 4 as it is
+    ],
+)
+def test_no_line_ends_with_a_small_tile(cpu: str, pixels: int, rows: int) -> None:
+    level = cpu_level.resolve(cpu)
+    assert direct.tile_for(pixels, 16, level, packed=True, line=True).rows == rows
+    flat = direct.tile_for(pixels, 16, level, packed=True)
+    assert flat.rows * flat.vectors <= 16
 
 
 def test_packing_keeps_every_weight_and_pads_with_zeros() -> None:
