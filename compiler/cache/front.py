@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from npuc import stored
 from npuc.front import Front
@@ -13,10 +15,13 @@ from npuc.gate.cache import Cache, Damaged
 from npuc.jsonable import canonical, plain
 from npuc.kept import Kept
 from npuc.policy import Policy
-from npuc.program import Program, Refusal, Step
+from npuc.program import PROTO_LIMIT, Program, Refusal, Step
 from npuc.progress import Progress
 from npuc.report import Report
 from npuc.validate import Validator
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 _EXPORTED, _PROGRAM, _ANSWERS, _STATE = "exported.onnx", "program.onnx", "answers", "state.json"
 
@@ -72,7 +77,7 @@ class Fronts:
 def _write(front: Front, folder: Path) -> None:
     found = front.validator
     found.exported.save(folder / _EXPORTED)
-    front.program.save(folder / _PROGRAM)
+    _write_program(front.program, found.exported, folder)
     (folder / _ANSWERS).write_bytes(stored.encode(found.reference))
     report = Report(
         "", "", "", "", "", "", tuple(found.rows), notes=tuple(found.notes), dims=front.dims
@@ -85,14 +90,47 @@ def _write(front: Front, folder: Path) -> None:
     (folder / _STATE).write_bytes(canonical(state))
 
 
+def _write_program(program: Program, exported: Program, folder: Path) -> None:
+    """Write the program; weights that are the exported program's lie in that one's file alone."""
+    import onnx_ir as ir
+
+    written = ir.load(folder / _EXPORTED).graph.initializers
+    shared = {
+        name: tensor
+        for name, value in program.model.graph.initializers.items()
+        if name in written
+        and isinstance(tensor := written[name].const_value, ir.ExternalTensor)
+        and _same(value.const_value, exported.model.graph.initializers[name].const_value)
+    }
+    if program.weight_bytes - sum(t.nbytes for t in shared.values()) > PROTO_LIMIT:
+        program.save(folder / _PROGRAM)
+        return
+    copy = program.model.clone()
+    for name, tensor in shared.items():
+        copy.graph.initializers[name].const_value = tensor
+    ir.save(copy, folder / _PROGRAM)
+
+
+def _same(one: "ir.TensorProtocol | None", other: "ir.TensorProtocol | None") -> bool:
+    if one is None or other is None or (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return one is other or np.array_equal(_bytes(one), _bytes(other))
+
+
+def _bytes(tensor: "ir.TensorProtocol") -> "np.ndarray[Any, Any]":
+    array = np.ascontiguousarray(tensor.numpy())
+    return array.reshape(-1).view(np.uint8)
+
+
 def _read(place: Path, policy: Policy, shown: Progress) -> Front:
     from npuc.outlets import reading
 
     state = json.loads((place / _STATE).read_bytes())
     report = reading.report(state["report"])
-    program = _program(place / _PROGRAM, state["program"])
+    exported = _program(place / _EXPORTED, state["exported"])
+    program = _program(place / _PROGRAM, state["program"], exported)
     validator = Validator(
-        _program(place / _EXPORTED, state["exported"]),
+        exported,
         stored.decode((place / _ANSWERS).read_bytes()),
         policy, shown, rows=list(report.rows), notes=list(report.notes),
     )  # fmt: skip
@@ -100,11 +138,18 @@ def _read(place: Path, policy: Policy, shown: Progress) -> Front:
     return Front(validator, program, report.dims)
 
 
-def _program(path: Path, steps: list[dict[str, Any]]) -> Program:
+def _program(path: Path, steps: list[dict[str, Any]], owner: Program | None = None) -> Program:
+    """Read a program; those of its weights that lie in the file of `owner` are the owner's."""
     import onnx_ir as ir
 
+    model = ir.load(path)
+    owned = {} if owner is None else owner.model.graph.initializers
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and Path(tensor.location).stem != path.stem:
+            value.const_value = owned[name].const_value
     # Into memory: the files may be removed while the program is in use.
-    found = Program.from_model(ir.external_data.load_to_model(ir.load(path)))
+    found = Program.from_model(ir.external_data.load_to_model(model))
     return replace(found, steps=tuple(map(_step, steps)))
 
 

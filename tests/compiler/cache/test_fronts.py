@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
 from npuc.cache import front, whole
 from npuc.gate.cache import Cache, Damaged
 from npuc.policy import Policy
+from npuc.program import Program
 from npuc.progress import Silent
 from npuc.report import Compiled
 
@@ -116,3 +119,40 @@ def test_a_second_target_takes_what_the_first_observed(recorded: Path, tmp_path:
     assert "channels: take what was kept" in stages and "ranges: take what was kept" in stages
     fresh, _ = _run(source, tmp_path / "b.npuc", None, precision="int8", correct_bias=False)
     assert done.report.to_json() == fresh.report.to_json()
+
+
+def _net(**weights: np.ndarray[Any, Any]) -> Program:
+    x = ir.Value(name="x", shape=ir.Shape([64, 64]), type=ir.TensorType(ir.DataType.FLOAT))
+    values = [ir.Value(name=n, const_value=ir.Tensor(a, name=n)) for n, a in weights.items()]
+    node = ir.node("Sum", [x, *values])
+    node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = "y", x.shape, x.type
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=values, opset_imports={"": 20})
+    return Program.from_model(ir.Model(graph, ir_version=10))
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 0])
+def test_weights_of_both_programs_are_kept_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """Equal ones of one name; what a pass made anew, renamed or transposed is kept for itself."""
+    monkeypatch.setattr(front, "PROTO_LIMIT", limit)
+    drawn = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    drawn[0, 0] = np.nan
+    exported = _net(same=drawn, turned=drawn, changed=drawn, gone=drawn + 1)
+    program = _net(new=drawn + 2, same=drawn.copy(), turned=drawn.T, changed=drawn + 3)
+    exported.save(tmp_path / "exported.onnx")
+    front._write_program(program, exported, tmp_path)
+    assert (tmp_path / "program.safetensors").exists() == (limit == 0)
+    read = front._program(tmp_path / "exported.onnx", [])
+    again = front._program(tmp_path / "program.onnx", [], read)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    mine, theirs = (p.model.graph.initializers for p in (again, read))
+    assert list(mine) == list(program.model.graph.initializers)
+    for name, value in program.model.graph.initializers.items():
+        found, wanted = mine[name].const_value, value.const_value
+        assert found is not None and wanted is not None
+        assert np.array_equal(found.numpy(), wanted.numpy(), equal_nan=True)
+        assert (name in theirs and found is theirs[name].const_value) == (
+            name == "same" and limit > 0
+        )
