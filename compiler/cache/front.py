@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,13 +31,26 @@ _EXPORTED, _PROGRAM, _ANSWERS, _STATE = "exported.onnx", "program.onnx", "answer
 class Fronts:
     """Where one model's front is kept. `key` says what it depends on, as files are now.
 
-    `stages` keeps what the targets' own stages find.
+    `stages` keeps what the targets' own stages find. What is put is written beside the work that
+    follows; as a context, this waits for it, and raises what became of it.
     """
 
     store: Cache
     key: Callable[[], str]
     stages: Kept = field(default_factory=Kept)
     _known: str = field(default="", init=False)
+    _made: Front | None = field(default=None, init=False)
+    _writer: ThreadPoolExecutor | None = field(default=None, init=False)
+    _written: "Future[None] | None" = field(default=None, init=False)
+
+    def __enter__(self) -> "Fronts":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.shutdown()
+        if kind is None and self._written is not None:
+            self._written.result()
 
     @contextmanager
     def found(self, policy: Policy, shown: Progress) -> Iterator[Front | None]:
@@ -49,14 +63,19 @@ class Fronts:
         def waiting(_: str) -> None:
             shown.stage("wait for another process that exports the model")
 
-        with self.store.locked([self._known], waiting):
+        with ExitStack() as lock:
+            lock.enter_context(self.store.locked([self._known], waiting))
             yield self._get(policy, shown)
+            if self._made is not None:
+                self._writer = ThreadPoolExecutor(1)
+                self._written = self._writer.submit(self._keep, self._made, lock.pop_all())
 
     def put(self, front: Front) -> None:
         """Keep a front, unless what it depends on has changed meanwhile; inside of `found`."""
-        if self.key() != self._known:
-            return
-        with self.store.workplace(self._known) as folder:
+        self._made = front if self.key() == self._known else None
+
+    def _keep(self, front: Front, lock: ExitStack) -> None:
+        with lock, self.store.workplace(self._known) as folder:
             _write(front, folder)
             self.store.put_files(self._known, folder)
 

@@ -95,9 +95,11 @@ def _made(
     from npuc.cache.front import Fronts
     from npuc.cache.stages import Stages
 
-    with store.workplace(known[targets[0]]) as folder:
-        stages = Stages(store, lambda: _versions(store), request.progress)
-        fronts = Fronts(store, lambda: _front_key(request, store), stages)
+    stages = Stages(store, lambda: _versions(store), request.progress)
+    with (
+        store.workplace(known[targets[0]]) as folder,
+        Fronts(store, lambda: _front_key(request, store), stages) as fronts,
+    ):
         for item in _compiled(request, targets, folder, fronts):
             name, made = item.report.target, Path(item.artifact_path)
             _copy(made, places[name])

@@ -1,5 +1,6 @@
 """What is the same for every target is made once, and is the same as if it were made again."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import onnx_ir as ir
 import pytest
 
 from npuc.cache import front, whole
+from npuc.errors import NpucError, OutputError, UsageError
+from npuc.gate import locks
 from npuc.gate.cache import Cache, Damaged
 from npuc.policy import Policy
 from npuc.program import Program
@@ -98,6 +101,52 @@ def test_an_export_of_what_changed_meanwhile_is_not_kept(tmp_path: Path) -> None
         assert found is None
         fronts.put(None)  # type: ignore[arg-type]
     assert list(store.entries.iterdir()) == []
+
+
+def test_an_export_is_written_beside_what_follows_and_locked_until_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, key, go = Cache(tmp_path / "cache"), "a" * 64, threading.Event()
+
+    def write(front: Any, folder: Path) -> None:
+        assert go.wait(60)
+        (folder / "made").write_bytes(b"1")
+
+    monkeypatch.setattr(front, "_write", write)
+    with front.Fronts(store, lambda: key) as fronts:
+        with fronts.found(Policy(), Silent()):
+            fronts.put(object())  # type: ignore[arg-type]
+        assert store.files(key) is None
+        with locks.tried(store.locks, key) as free:
+            assert not free
+        go.set()
+    place = store.files(key)
+    assert place is not None and (place / "made").exists()
+    with locks.tried(store.locks, key) as free:
+        assert free
+
+
+def test_what_stops_the_writing_is_raised_unless_the_work_failed_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, key = Cache(tmp_path / "cache"), "a" * 64
+
+    def write(front: Any, folder: Path) -> None:
+        raise OutputError("the disk is full")
+
+    def compiled(fails: bool) -> None:
+        with front.Fronts(store, lambda: key) as fronts:
+            with fronts.found(Policy(), Silent()):
+                fronts.put(object())  # type: ignore[arg-type]
+            if fails:
+                raise UsageError("the work failed")
+
+    monkeypatch.setattr(front, "_write", write)
+    for fails, text in ((False, "the disk is full"), (True, "the work failed")):
+        with pytest.raises(NpucError, match=text):
+            compiled(fails)
+        with locks.tried(store.locks, key) as free:
+            assert free and store.files(key) is None
 
 
 def test_two_models_have_two_fronts(begun: tuple[Path, Cache], tmp_path: Path) -> None:
