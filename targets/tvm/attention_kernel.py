@@ -167,8 +167,8 @@ class _Tile:
             if terms is not None and a.keys.zero:
                 k.store(total, k.load(total, 0) + lane_sum(value), 0)
         if terms is not None:
-            off = k.load(total, 0) - constant(a.depth * a.m.scores.zero, "int32")
-            k.store(terms, off * constant(-a.keys.zero, "int32"), row)
+            off = k.load(total, 0) - k.integer("query's zeros", a.depth * a.m.scores.zero)
+            k.store(terms, off * k.integer("keys' zero", -a.keys.zero), row)
 
     def _product(
         self, dot: Dot, rows: Any, pitch: int, packed: Packed, product: Product, terms: Any,
@@ -190,7 +190,8 @@ class _Tile:
                 for v, register in enumerate(row):
                     value = k.load(register, 0, lanes)
                     if term is not None:
-                        factor = constant(product.scale or 0.0, "float32", lanes)
+                        which = ("factor", product is self.a.m.scores)
+                        (factor,) = k.numbers(which, [product.scale or 0.0], lanes)
                         value = cast(value + widen(term, lanes), "float32") * factor
                     k.store(result, value, m * wide + (first + v) * lanes)
 
@@ -240,8 +241,9 @@ class _Tile:
             k.store(soft, code, row * across + at)
             if a.values.zero:
                 k.store(sums, k.load(sums, 0, width) + cast(code, "int32"), 0)
-        off = lane_sum(k.load(sums, 0, a.lanes)) - constant(a.width * a.m.values.zero, "int32")
-        k.store(after, off * constant(-a.values.zero, "int32"), row)
+        zeros = k.integer("shares' zeros", a.width * a.m.values.zero)
+        off = lane_sum(k.load(sums, 0, a.lanes)) - zeros
+        k.store(after, off * k.integer("values' zero", -a.values.zero), row)
 
     def _chained(self, value: Any, at: Any, width: int, bases: dict[int, Any]) -> Any:
         """Apply what is between the scores and the softmax to neighbouring scores."""

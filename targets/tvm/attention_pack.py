@@ -167,5 +167,6 @@ def _start(k: Kernel, dot: Dot, memory: Any, vectors: int, steps: int, product: 
         with k.loop(steps if zero else 0) as step:
             weights = k.let(dot.weights(k, memory, (vector * steps + step) * (lanes * dot.adds)))
             k.store(total, dot.multiply_add(ones, weights, k.load(total, 0, lanes)), 0)
-        k.store(start, k.load(total, 0, lanes) * constant(-zero, "int32", lanes), vector * lanes)
+        off = k.integer(("start", id(memory)), -zero, lanes)
+        k.store(start, k.load(total, 0, lanes) * off, vector * lanes)
     return start

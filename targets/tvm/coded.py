@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from npuc.targets.tvm.emit import cast, constant, lanes_of, rounded
+from npuc.targets.tvm.emit import cast, rounded
 from npuc.targets.tvm.graph import Array, dtype_of, is_tensor, is_var, number, operator, shape_of
 
 CODES = frozenset({"int8", "uint8"})
@@ -41,9 +41,12 @@ def coded(expr: Any) -> Coded | None:
     return Coded(codes, scale.reshape(-1), offset)
 
 
-def dequantize(codes: Any, scale: Any, zero: int) -> Any:
-    """Return (codes - zero) · scale, as ONNX DequantizeLinear; the product is rounded."""
+def dequantize(codes: Any, scale: Any, zero: Any) -> Any:
+    """Return (codes - zero) · scale, as ONNX DequantizeLinear; the product is rounded.
+
+    `zero` is an int32 in every lane, or None for 0.
+    """
     value = cast(codes, "int32")
-    if zero:
-        value = value - constant(zero, "int32", lanes_of(value))
+    if zero is not None:
+        value = value - zero
     return rounded(cast(value, "float32") * scale)

@@ -4,7 +4,7 @@ Kernels are written as explicit vector code: loops, loads, stores and local accu
 schedule in between. What is written is what LLVM gets.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,9 @@ from npuc.targets.tvm.cpu_level import Level
 CHUNKS = 16
 """Pieces a parallel loop is cut into. A fixed number: who computes what, and so every sum, does
 not depend on how many threads there are; 16 balance 2 to 16 threads."""
+
+NUMBERS = 64
+"""Room for numbers that kernels read from memory: the rest is written into their code."""
 
 PARALLEL_WORK = 100_000
 """Multiply-adds below which starting the threads costs more than it saves (about 2 µs)."""
@@ -43,6 +46,10 @@ class Kernel:
         self._blocks: list[list[Any]] = [[]]
         self._count = 0
         self._code = ""
+        self._numbers: list[int] = []
+        self._places: dict[Hashable, int] = {}
+        self._table: Any = None
+        self._given: Any = None
 
     def tensor(self, shape: Sequence[int], dtype: str) -> Any:
         """Declare a parameter and return a flat view of it."""
@@ -56,6 +63,40 @@ class Kernel:
         self._params.append(param)
         self._views.append(t.DeclBuffer(flat, data=param.data))
         return flat
+
+    def numbers(self, name: Hashable, values: Sequence[float], lanes: int = 1) -> list[Any]:
+        """Read float32 from memory, in every lane, so that kernels which differ in them are one.
+
+        `name` stands for these numbers wherever they are read.
+        """
+        t = tirx()
+
+        bits = np.array(values, np.float32).view(np.int32)
+        return [widen(t.reinterpret("float32", b), lanes) for b in self._words(name, bits)]
+
+    def integer(self, name: Hashable, value: int, lanes: int = 1) -> Any:
+        """Read an int32 from memory, in every lane, as `numbers` does."""
+        (word,) = self._words(name, np.array([value], np.int32))
+        return widen(word, lanes)
+
+    def _words(self, name: Hashable, values: Any) -> list[Any]:
+        if name not in self._places:
+            if len(self._numbers) + len(values) > NUMBERS:
+                return [constant(int(value), "int32") for value in values]
+            self._places[name] = len(self._numbers)
+            self._numbers += values.tolist()
+        if self._table is None:
+            self._table = self.tensor((NUMBERS,), "int32")
+            self._given = self._params.pop()
+        at = self._places[name]
+        return [self.load(self._table, at + i) for i in range(len(values))]
+
+    @property
+    def table(self) -> np.ndarray[Any, Any] | None:
+        """What the parameter before the outputs holds; None where `numbers` were not read."""
+        if self._table is None:
+            return None
+        return np.array(self._numbers + [0] * (NUMBERS - len(self._numbers)), np.int32)
 
     def scratch(self, size: int, dtype: str) -> Any:
         """Allocate memory: on the stack below 1 KiB, where LLVM makes registers of it."""
@@ -159,10 +200,12 @@ class Kernel:
         """Take a function of LLVM's own language in, for `call_extern`: it is inlined."""
         self._code = code
 
-    def finish(self) -> Any:
-        """Return the function."""
+    def finish(self, outputs: int = 1) -> Any:
+        """Return the function, the last of whose parameters are its `outputs`."""
         t = tirx()
 
+        if self._table is not None:
+            self._params.insert(len(self._params) - outputs, self._given)
         (statements,) = self._blocks
         body = _sequence([*self._views, *statements])
         if self._code:

@@ -7,7 +7,7 @@ import numpy as np
 
 from npuc.targets.tvm import weights as w
 from npuc.targets.tvm.direct import Finish
-from npuc.targets.tvm.emit import cast, constant, rounded
+from npuc.targets.tvm.emit import cast, rounded
 from npuc.targets.tvm.graph import Array, dtype_of, is_var, key, number, operator
 from npuc.targets.tvm.plan import Plan
 from npuc.targets.tvm.regions import leaf_kind
@@ -61,11 +61,10 @@ class Integer:
         scales = p.weights(np.ascontiguousarray(factors)) if factors.size > 1 else None
 
         def finish(value: Any, width: int, channel: Any, index: Any) -> Any:
-            factor = (
-                constant(float(factors.reshape(-1)[0]), "float32", width)
-                if scales is None
-                else p.kernel.load(scales, channel, width)
-            )
+            if scales is None:
+                (factor,) = p.kernel.numbers("factor", factors.reshape(-1)[:1].tolist(), width)
+            else:
+                factor = p.kernel.load(scales, channel, width)
             return p.finish(rounded(cast(value, "float32") * factor), width, channel, index)
 
         return start, finish

@@ -30,8 +30,10 @@ def possible(level: Level) -> bool:
     return level.arch == "x86_64" and level.lanes in _ROUND
 
 
-def codes(x: Any, numbers: Any, zero: int) -> Any:
+def codes(x: Any, numbers: Any, zero: Any, below: bool) -> Any:
     """Return a full vector's codes as int32, to be saturated; see `pointwise.quantize_by`.
+
+    `below` says that the zero point is below 0.
 
     Only what lies above the codes is cut off. Below them the quotient may overflow, and becomes
     the least int32, as the conversion gives it for all that it cannot hold: with a zero point of 0
@@ -41,7 +43,7 @@ def codes(x: Any, numbers: Any, zero: int) -> Any:
 
     inverse, divisor, low, high = numbers
     x = t.min(x, high)
-    if zero < 0:
+    if below:
         x = t.max(x, low)  # the least int32 would wrap around
     near = x * inverse
     quotient = fma(fma(near, divisor, x), inverse, near)
@@ -51,7 +53,7 @@ def codes(x: Any, numbers: Any, zero: int) -> Any:
         # What masked lanes would keep, no lane masked, and the rounding mode that is set.
         more = (constant(0, "int32", lanes), t.const(-1, "int16"), t.const(4, "int32"))
     code = t.call_llvm_pure_intrin(f"int32x{lanes}", _ROUND[lanes], quotient, *more)
-    return code + constant(zero, "int32", lanes) if zero else code
+    return code if zero is None else code + zero
 
 
 def packed(values: list[Any], dtype: str) -> Any:

@@ -18,7 +18,6 @@ from npuc.targets.tvm.pointwise import (
     known_step,
     quantize,
     quantize_by,
-    quantize_known,
 )
 from npuc.targets.tvm.regions import Binding, Region, leaf_kind, shaped_args, tensor_args
 from npuc.targets.tvm.rounding import round_to
@@ -49,8 +48,7 @@ class Plan:
         self._skipped: dict[int, int] = {}
         self._kept: Any = None
         self._coded: dict[int, Any] = {}
-        self._steps: dict[int, tuple[Any, int]] = {}
-        self._numbers: Any = None
+        self._scales: dict[int, Any] = {}
         self._wide = False
 
     def pack(self) -> str:
@@ -112,52 +110,39 @@ class Plan:
                 self._declare(arg)
             if operator(expr) == "relax.take" and key(expr.args[0]) not in self._leaves:
                 self._leaves[key(expr.args[0])] = ("table", self.input(expr.args[0]))
-        self._declare_steps(first)
+        self._declare_codes(first)
         if self.region.kept is not None:
             self._kept = self.kernel.tensor(self.shape, dtype_of(self._stored[0]))
         return self.kernel.tensor(self.shape, dtype_of(self.items[self.region.last][0]))
 
-    def _declare_steps(self, first: int) -> None:
-        """Take the numbers of quantizations from memory: kernels that differ in them are one."""
-        found: list[float] = []
+    def _declare_codes(self, first: int) -> None:
+        """Know what is dequantized here; take the scales of channels from memory."""
         for member in self.region.members[first:]:
             var, expr = self.items[member]
-            step = known_step(expr) if operator(expr) == "relax.quantize" else None
-            if step is not None:
-                numbers, zero = step
-                self._steps[key(var)] = (len(found), zero)
-                found += numbers.tolist()
-            elif operator(expr) == "relax.dequantize":
+            if operator(expr) == "relax.dequantize":
                 self._coded[key(var)] = coded(expr)
         for name, read in self._coded.items():
             if read.scale.size > 1:
-                self._steps[name] = (self.weights(read.scale), read.zero)
-            else:
-                self._steps[name] = (len(found), read.zero)
-                found += read.scale.tolist()
-        if found:
-            self._numbers = self.weights(np.array(found, np.float32))
+                self._scales[name] = self.weights(read.scale)
 
     def _evaluate(self, var: Any, expr: Any, args: list[Any], channel: Any) -> Any:
         if key(var) in self._coded:
             return self._dequantize(var, args[0], channel)
-        if key(var) not in self._steps:
-            return evaluate(expr, args, self.kernel)
-        at, zero = self._steps[key(var)]
-        lanes = lanes_of(args[0])
-        numbers = [widen(self.kernel.load(self._numbers, at + i), lanes) for i in range(4)]
-        last = key(var) == key(self.items[self.region.last][0])
-        if last and self._wide and lanes == self.level.lanes:
-            return packing.codes(args[0], numbers, zero)
-        return quantize_by(args[0], numbers, zero, dtype_of(var))
+        packs = self._wide and key(var) == key(self.items[self.region.last][0])
+        if packs and (lanes := lanes_of(args[0])) == self.level.lanes:
+            step = known_step(expr)
+            assert step is not None, "pack() asks for one"
+            return packing.codes(args[0], *_step(expr, step, lanes, self.kernel), step[1] < 0)
+        return evaluate(expr, args, self.kernel)
 
     def _dequantize(self, var: Any, codes: Any, channel: Any) -> Any:
-        at, zero = self._steps[key(var)]
-        lanes = lanes_of(codes)
-        if isinstance(at, int):
-            scale = widen(self.kernel.load(self._numbers, at), lanes)
+        k, read, lanes = self.kernel, self._coded[key(var)], lanes_of(codes)
+        scales = self._scales.get(key(var))
+        if scales is None:
+            (scale,) = k.numbers(("scale", key(var)), read.scale.tolist(), lanes)
         else:
-            scale = self.kernel.load(at, channel, lanes)
+            scale = k.load(scales, channel, lanes)
+        zero = k.integer(("zero", key(var)), read.zero, lanes) if read.zero else None
         return dequantize(codes, scale, zero)
 
     @property
@@ -242,8 +227,13 @@ class Plan:
 
     def done(self, name: str) -> bool:
         """Close the kernel; always True, for planners to return."""
+        from tvm import relax
+
         self.name = name
-        self.function = self.kernel.finish()
+        table = self.kernel.table
+        if table is not None:
+            self.inputs.append(relax.const(table, "int32"))
+        self.function = self.kernel.finish(len(self._stored))
         return True
 
     def emit(self, walk: Walk) -> Any:
@@ -272,11 +262,20 @@ def evaluate(expr: Any, args: list[Any], kernel: Kernel) -> Any:
         return clip(args[0], *bounds(expr))
     if name == "relax.quantize":
         data, scale, zero = args
-        known = quantize_known(expr, data)
-        return quantize(data, scale, zero, str(expr.attrs.out_dtype)) if known is None else known
+        step, dtype = known_step(expr), str(expr.attrs.out_dtype)
+        if step is None:
+            return quantize(data, scale, zero, dtype)
+        return quantize_by(data, *_step(expr, step, lanes_of(data), kernel), dtype)
     if name in OPERATORS and dtype_of(expr) == "float32":
         result = OPERATORS[name](expr, args, Functions(in_kernel(kernel)))
     else:
         result = whole.OPERATORS[name](expr, args)
     product = name == "relax.multiply" and dtype_of(expr) in whole.FLOATS
     return rounded(result) if product else result
+
+
+def _step(expr: Any, step: tuple[Array, int], lanes: int, kernel: Kernel) -> tuple[list[Any], Any]:
+    """Read a quantization's numbers from memory, and its zero point: None where it is 0."""
+    numbers, zero = step
+    wide = kernel.numbers(("step", key(expr)), numbers.tolist(), lanes)
+    return wide, kernel.integer(("zero", key(expr)), zero, lanes) if zero else None

@@ -113,12 +113,16 @@ def quantize_known(call: Any, x: Any) -> Any:
     if found is None:
         return None
     numbers, zero = found
-    wide = [_float(n, lanes_of(x)) for n in numbers]
-    return quantize_by(x, wide, zero, str(call.attrs.out_dtype))
+    lanes = lanes_of(x)
+    wide = [_float(n, lanes) for n in numbers]
+    offset = constant(zero, "int32", lanes) if zero else None
+    return quantize_by(x, wide, offset, str(call.attrs.out_dtype))
 
 
-def quantize_by(x: Any, numbers: Sequence[Any], zero: int, dtype: str) -> Any:
+def quantize_by(x: Any, numbers: Sequence[Any], zero: Any, dtype: str) -> Any:
     """Quantize without a division, by the four numbers of `known_step` in every lane.
+
+    The zero point is an int32 in every lane, or None for 0.
 
     With r = 1 / scale rounded, t = x·r is within a unit of the quotient, and
     t + (x - t·scale)·r, two fused operations, is the rounded quotient itself (Markstein 1990,
@@ -134,7 +138,7 @@ def quantize_by(x: Any, numbers: Sequence[Any], zero: int, dtype: str) -> Any:
     kind = "int32" if lanes == 1 else f"int32x{lanes}"
     # Ties go to the even integer before the zero point is added.
     code = t.reinterpret(kind, quotient + _float(MAGIC, lanes))
-    return cast(code + constant(zero, "int32", lanes) if zero else code, dtype)
+    return cast(code if zero is None else code + zero, dtype)
 
 
 def _float(value: Any, lanes: int) -> Any:

@@ -64,7 +64,7 @@ class Values:
             numbers, zeros = self.w.steps[at]
             start = k.let(self.at.step * 4)
             wide = [widen(k.load(numbers, start + i), lanes) for i in range(4)]
-            code = quantize_by(self._read(node.args[0], gate), wide, 0, "int32")
+            code = quantize_by(self._read(node.args[0], gate), wide, None, "int32")
             shifted = code + widen(k.load(zeros, self.at.step), lanes)
             return k.hold(cast(shifted, dtype_of(node.var)))
         args = [self._read(ref, gate) for ref in node.args]
