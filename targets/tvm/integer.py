@@ -58,6 +58,7 @@ class Integer:
         if self.scale is None:
             return start, p.finish
         factors = self.scale
+        p.factor = float(np.abs(factors).max())
         scales = p.weights(np.ascontiguousarray(factors)) if factors.size > 1 else None
 
         def finish(value: Any, width: int, channel: Any, index: Any) -> Any:

@@ -30,10 +30,11 @@ def possible(level: Level) -> bool:
     return level.arch == "x86_64" and level.lanes in _ROUND
 
 
-def codes(x: Any, numbers: Any, zero: Any, below: bool) -> Any:
+def codes(x: Any, numbers: Any, zero: Any, below: bool, *, fits: bool = False) -> Any:
     """Return a full vector's codes as int32, to be saturated; see `pointwise.quantize_by`.
 
-    `below` says that the zero point is below 0.
+    `below` says that the zero point is below 0. `fits` says that no quotient is beyond int32, nor
+    one with the zero point, and none is NaN: then nothing is cut off.
 
     Only what lies above the codes is cut off. Below them the quotient may overflow, and becomes
     the least int32, as the conversion gives it for all that it cannot hold: with a zero point of 0
@@ -42,8 +43,9 @@ def codes(x: Any, numbers: Any, zero: Any, below: bool) -> Any:
     t = tirx()
 
     inverse, divisor, low, high = numbers
-    x = t.min(x, high)
-    if below:
+    if not fits:
+        x = t.min(x, high)
+    if below and not fits:
         x = t.max(x, low)  # the least int32 would wrap around
     near = x * inverse
     quotient = fma(fma(near, divisor, x), inverse, near)

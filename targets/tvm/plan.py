@@ -1,6 +1,8 @@
 """One kernel call being planned: its tensors in order, its code, and the region it ends with."""
 
+import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,11 @@ from npuc.targets.tvm.vecmath import Functions, in_kernel
 HEAVY = frozenset(f"relax.{name}" for name in SLOW)
 """Operators that are polynomials of dozens of instructions."""
 
+_INT32, _CODES = 2.0**31, 255
+
+_SURE = 0.999
+"""Leaves more room than a dozen float32 roundings and a zero point take."""
+
 LONG = 8
 """Operators after which any region is written once per tile."""
 
@@ -41,6 +48,8 @@ class Plan:
     name: str = ""
     inputs: list[Any] = field(default_factory=list)
     function: Any = None
+    factor: float = math.inf
+    """What int32 sums are multiplied by to be the anchor's values, at most; infinity for floats."""
 
     def __post_init__(self) -> None:
         self.kernel = Kernel(self.level)
@@ -132,8 +141,28 @@ class Plan:
         if packs and (lanes := lanes_of(args[0])) == self.level.lanes:
             step = known_step(expr)
             assert step is not None, "pack() asks for one"
-            return packing.codes(args[0], *_step(expr, step, lanes, self.kernel), step[1] < 0)
+            numbers, zero = _step(expr, step, lanes, self.kernel)
+            return packing.codes(args[0], numbers, zero, step[1] < 0, fits=self._fits)
         return evaluate(expr, args, self.kernel)
+
+    @cached_property
+    def _fits(self) -> bool:
+        """Whether what is quantized last is surely no more than 2³¹ steps: sums of codes are.
+
+        Of sums in int32 as they are, whatever they may hold, and of a few codes added to them.
+        """
+        step = number(self.items[self.region.last][1].args[1])
+        most = self.factor * _INT32
+        for member in self.region.members[1:]:
+            var, expr = self.items[member]
+            if key(var) in self._skipped or operator(expr) == "relax.nn.relu":
+                continue
+            codes = [self._coded[key(a)] for a in tensor_args(expr) if key(a) in self._coded]
+            most += sum(2 * _CODES * float(np.abs(read.scale).max()) for read in codes)
+            known = ("relax.add", 1), ("relax.quantize", 0), ("relax.dequantize", 0)
+            if (operator(expr), len(codes)) not in known:
+                return False
+        return step is not None and most < _SURE * _INT32 * float(step.min())
 
     def _dequantize(self, var: Any, codes: Any, channel: Any) -> Any:
         k, read, lanes = self.kernel, self._coded[key(var)], lanes_of(codes)

@@ -146,6 +146,29 @@ def test_lines_of_any_length_are_exact(
     assert answer(made, cpu=cpu).faults(0.0) == []
 
 
+@pytest.mark.parametrize("cpu", ["native", "x86-64-v3"])
+@pytest.mark.parametrize("added", [False, True])
+def test_what_no_integer_holds_is_saturated(
+    graph: Callable[..., Any], answer: Callable[..., Any], cpu: str, added: bool
+) -> None:
+    rng, made = np.random.default_rng(0), graph()
+    one, zero, none = (made.constant(np.array(v)) for v in (np.float32(1), np.int8(0), np.uint8(0)))
+    large = made.constant(np.float32(2.0**20))
+    codes = rng.integers(-127, 128, (64, 8, 1, 1)).astype(np.int8)
+    weights = made.node("DequantizeLinear", made.constant(codes), one, zero)
+    data = rng.integers(0, 256, (1, 8, 4, 4)).astype(np.uint8)
+    # Sums are multiplied by less than one, which fits whatever they are, and by millions.
+    for step, dtype, middle in ((2e4, np.uint8, 9), (3.0, np.int8, -7), (2e-7, np.int8, -90)):
+        x = made.node("DequantizeLinear", made.input(data), one, none)
+        sums = made.node("Conv", x, weights)
+        if added:
+            more = made.input(rng.integers(0, 256, (1, 64, 4, 4)).astype(np.uint8))
+            sums = made.node("Add", sums, made.node("DequantizeLinear", more, large, none))
+        scale, offset = made.constant(np.float32(step)), made.constant(np.array(middle, dtype))
+        made.output(made.node("QuantizeLinear", sums, scale, offset))
+    assert answer(made, cpu=cpu).faults(0.0) == []
+
+
 @st.composite
 def transposed(draw: Any) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
     """Shapes of an input and of filters, and attributes."""

@@ -133,6 +133,22 @@ def test_runs_that_cannot_be_padded_get_narrower_instructions(multiple: int, add
     assert wide.adds == min(adds, 2)
 
 
+@pytest.mark.parametrize(("step", "cut"), [(0.5, False), (1e-3, True)])
+def test_what_an_integer_holds_is_not_cut_off(
+    step: float, cut: bool, graph: Callable[..., Any]
+) -> None:
+    made = graph()
+    one, none = made.constant(np.float32(0.1)), made.constant(np.uint8(3))
+    data = made.node("DequantizeLinear", made.input(np.zeros((1, 8, 4, 4), np.uint8)), one, none)
+    codes = made.constant(np.arange(512).reshape(64, 8, 1, 1).clip(0, 127).astype(np.int8))
+    filters = made.node("DequantizeLinear", codes, one, made.constant(np.int8(0)))
+    sums = made.node("Conv", data, filters)
+    made.output(made.node("QuantizeLinear", sums, made.constant(np.float32(step)), none))
+    relax = importer.to_relax(rewrites.prepare(made.program().model))
+    compiled: Any = build.compile_module(relax, cpu_level.resolve("x86-64-v4"))
+    assert ("vminps" in compiled.mod.imports[0].inspect_source("asm")) == cut
+
+
 @pytest.mark.parametrize(
     ("cpu", "pixels", "rows"),
     [
