@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = (
-    "errors archive asked beside grown jsonable kept lean progress quiet rnn_shapes text",
+    "errors archive asked beside grown jsonable kept lean progress quiet rnn_shapes text waits",
     "program profile facts atomic outputs members manifest pickles zips sniff pt2 hazards",
     "metrics runners inputs onnx_file signature partition source_lines nodes statistics",
     "passes features legality ledger remedies",

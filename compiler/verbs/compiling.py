@@ -113,7 +113,7 @@ def compile_verb(
 
     What did not change since the last time is not compiled again.
     """
-    from npuc import outputs
+    from npuc import outputs, waits
     from npuc.cache import whole
     from npuc.gate.cache import Cache
     from npuc.outlets.writing import Files
@@ -129,7 +129,7 @@ def compile_verb(
     if files.paths and not looked:
         looked = "failed"  # so that they name the user's line
     try:
-        with progress(quiet) as shown:
+        with progress(quiet) as shown, waits.brief():
             given = {
                 "dims": sizes(dims), "fallback": fallback or "", "vendor": vendor or "use",
                 "budget": None if budget is None else seconds(budget), "layers": looked, **options,
