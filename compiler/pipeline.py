@@ -144,7 +144,9 @@ def compile(
         trust.require(found, strict)
         bound, found = originals.bind(loaded, exported, found, dims or {})
         validator = checks(exported, found, policy or Policy(), shown)
-        validator.export(originals.native(loaded))
+        # What was answered here was answered twice already, to the bit.
+        fresh = loaded.reference is None and "batches" not in found.fingerprint
+        validator.export(originals.native(loaded), fresh)
         validator.notes += [*trust.notes(found), *inner.compare(found, exported)]
         return Front(validator, _simplified(exported, bound, validator, folder), bound)
 

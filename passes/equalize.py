@@ -48,8 +48,7 @@ class Equalize(Pass):
         scheme = profile.int_scheme
         if scheme is None:
             raise PassError(f"target {profile.name!r} has no integer scheme")
-        infer_types(model)
-        channels = trace(model, RULES)
+        channels = traced(model)
         logs = self.logs
         if logs is None:
             logs = _factors(model, channels, scheme, self.statistics)
@@ -57,20 +56,28 @@ class Equalize(Pass):
         return Result(changes, tuple(dict.fromkeys(channels.refusals)))
 
 
-def observed(model: ir.Model, scheme: IntScheme) -> dict[str, tuple[int, ...]]:
-    """Return the tensors that `Equalize` needs to know, with the axes of their channels."""
+def traced(model: ir.Model) -> Channels:
+    """Follow the channels of a model, which gets types: what the functions below all need."""
     infer_types(model)
-    return axes_of(model, trace(model, RULES), scheme)
+    return trace(model, RULES)
 
 
-def observable(model: ir.Model, scheme: IntScheme) -> dict[str, tuple[int, ...]]:
+def observed(
+    model: ir.Model, scheme: IntScheme, channels: Channels | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Return the tensors that `Equalize` needs to know, with the axes of their channels."""
+    return axes_of(model, channels or traced(model), scheme)
+
+
+def observable(
+    model: ir.Model, scheme: IntScheme, channels: Channels | None = None
+) -> dict[str, tuple[int, ...]]:
     """Return all tensors that `observed` names for any scheme: the same whatever `scheme` is.
 
     As if every operator computed on codes, and its result were stored as codes and as a float.
     Where a scheme's own axes are others, those of most operators are taken.
     """
-    infer_types(model)
-    channels, ops = trace(model, RULES), frozenset(node.op_type for node in model.graph)
+    channels, ops = channels or traced(model), frozenset(node.op_type for node in model.graph)
     found: dict[str, tuple[int, ...]] = {}
     for whole in (False, True):
         every = replace(
@@ -90,11 +97,13 @@ def factors(
 
 
 def chosen(
-    model: ir.Model, scheme: IntScheme, statistics: Mapping[str, Statistics]
+    model: ir.Model,
+    scheme: IntScheme,
+    statistics: Mapping[str, Statistics],
+    channels: Channels | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Return the logarithms that `Equalize` takes for a model, and what `factors` does."""
-    infer_types(model)
-    channels = trace(model, RULES)
+    channels = channels or traced(model)
     logs = _factors(model, channels, scheme, statistics)
     values = {v.name: v for v in channels.ids}
     found = {}

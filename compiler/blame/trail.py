@@ -116,7 +116,7 @@ class _Collector(Validator):
     def settle(self, program: Program) -> None:
         """Add no rows."""
 
-    def export(self, native: Callable[[Tensors], Tensors] | None) -> None:
+    def export(self, native: Callable[[Tensors], Tensors] | None, fresh: bool = False) -> None:
         """Keep the exported program and what answers as the original does."""
         self.trail.native = native
         self.trail.made.append(Made(EXPORTED, "export", self.exported))

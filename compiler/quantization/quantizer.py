@@ -18,7 +18,7 @@ from npuc.kept import Kept
 from npuc.passes.base import Watch, run
 from npuc.passes.center import Center, offsets
 from npuc.passes.correct_bias import CorrectBias
-from npuc.passes.equalize import Equalize, chosen, observable, observed
+from npuc.passes.equalize import Equalize, chosen, observable, observed, traced
 from npuc.passes.learn_rounding import LearnRounding
 from npuc.passes.quantize import Quantize
 from npuc.profile import IntScheme, Profile
@@ -95,14 +95,17 @@ class Quantizer:
     def prepared(self) -> Program:
         """The float program as it is quantized: the same function, with kinder ranges."""
         program = self.original
-        model = program.model.clone()
-        if not self.choices.equalize or not (axes := observed(model, self.scheme)):
+        if not self.choices.equalize:
             return program
-        every = observable(model, self.scheme)
+        model = program.model.clone()
+        channels = traced(model)
+        if not (axes := observed(model, self.scheme, channels)):
+            return program
+        every = observable(model, self.scheme, channels)
         held = dict(self.calibrator.channels(program, axes, every))
         seen = margins.extended(held)
         self.progress.stage(Equalize.name)
-        logs, divisors = chosen(program.model.clone(), self.scheme, seen)
+        logs, divisors = chosen(model, self.scheme, seen, channels)
         after = run(program, [Equalize(seen, logs)], self.profile, self.watch)
         if after.steps[-1].rolled_back:
             return after
