@@ -18,6 +18,10 @@ class Commute(Walk):
         found = [expr for expr in self._sources.values() if self._pool(expr) is not None]
         self._moved = {key(expr.args[0]) for expr in found}
 
+    def run(self) -> Any:
+        """Return the rebuilt module, or the same where there is nothing to change."""
+        return super().run() if self._moved else self.module
+
     def visit(self, var: Any, expr: Any) -> None:
         if key(var) in self._moved:
             return

@@ -4,6 +4,7 @@ Kernels are written as explicit vector code: loops, loads, stores and local accu
 schedule in between. What is written is what LLVM gets.
 """
 
+import functools
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,7 @@ WRITTEN = "npuc.written"
 """Attribute of functions that a `Kernel` wrote: loops over flat memory, with nothing to lower."""
 
 
+@functools.cache
 def tirx() -> Any:
     """Return TVM's tensor IR; its annotations do not know the conversions it does."""
     from tvm import tirx

@@ -68,6 +68,10 @@ class Halve(Walk):
         nhwc = str(expr.attrs.data_layout) == "NHWC"
         return nhwc and (groups == 1 or channels // groups % 2 == 0)
 
+    def run(self) -> Any:
+        """Return the rebuilt module, or the same where there is nothing to change."""
+        return super().run() if self._halved else self.module
+
     def visit(self, var: Any, expr: Any) -> None:
         """Split a rounding in two; leave anything else as it is."""
         if key(var) not in self._halved:

@@ -41,6 +41,10 @@ class Recurrence(Walk):
                 if at in variables:
                     self._stored[key(variables[at])] = (start, loop, at, step)
 
+    def run(self) -> Any:
+        """Return the rebuilt module, or the same where there is nothing to change."""
+        return super().run() if self._starts or self._splits else self.module
+
     def visit(self, var: Any, expr: Any) -> None:
         """Emit a loop where its first step ends, and nothing for the other steps."""
         at = self._position[key(var)]
