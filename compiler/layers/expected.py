@@ -8,7 +8,7 @@ looks good enough.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from npuc.errors import ParityError
 from npuc.layers.codings import find
-from npuc.layers.side_by_side import Attached, SideBySide
+from npuc.layers.side_by_side import SideBySide
 from npuc.passes.graphs import constant, label
 from npuc.passes.qdq import codes
 from npuc.passes.qdq.results import source
@@ -75,13 +75,27 @@ def costs(
     """
     if not calls:
         raise ParityError("there are no calls to measure codes on")
+    found = _costs(program, quantized, calls, scheme, whole=True)
+    if all(math.isfinite(cost.found + cost.signal + cost.shift) for cost in found):
+        return found
+    return _costs(program, quantized, calls, scheme, whole=False)
+
+
+def _costs(
+    program: Program, quantized: Program, calls: Sequence[Tensors], scheme: IntScheme, whole: bool
+) -> tuple[Cost, ...]:
+    """Measure, `whole` as if tensors that Softmax does not read held nothing but finite values."""
     bench = SideBySide(program)
-    ends = _ends(bench, calls, scheme)
-    ranges = {n: (seen.low, seen.high) for n, seen in ends.items() if seen.low <= seen.high}
-    whole = {name for name, seen in ends.items() if not seen.odd}
     planned, _ = sites(bench.model, scheme, ())
     attached = bench.attach(quantized)
+    codings = find(bench, attached)
+    ranges = _ranges(bench, planned, codings, calls, scheme)
     rows: list[Row] = []
+
+    def noise(name: str, *others: ir.Value) -> list[tuple[int, int]]:
+        known = whole and name not in bench.scores
+        return [bench.noise(name, other, known) for other in others]
+
     for site in planned:
         for index, value in enumerate(site.node.outputs):
             name = value.name or ""
@@ -95,18 +109,24 @@ def costs(
             if name in bench.outputs and scheme.whole:
                 ideal = _rounded(bench, ideal, value, ranges, scheme)
             means = _means(bench, site, value, alone, ideal)
-            places = [bench.noise(name, other, name in whole) for other in (alone, ideal)]
-            rows.append((site.node, name, places[0], places[1], means))
-    rows += _codings(bench, attached, ranges, whole, scheme)
+            found, due = noise(name, alone, ideal)
+            rows.append((site.node, name, found, due, means))
+    for name, coding in codings.items():  # what each tensor's codes lose
+        value = bench.reference[name]
+        ideal = _rounded(bench, value, value, ranges, scheme)
+        if ideal is not value:
+            coded = bench.op(WRITE, value, *coding.parameters)
+            found, due = noise(name, bench.op(READ, coded, *coding.parameters), ideal)
+            rows.append((coding.node, name, found, due, None))
     if not rows:
         return ()
     sums = bench.run(calls[:CALLS]).sums
     return tuple(
         Cost(
             name, label(node), "" if node.op_type == WRITE else node.op_type,
-            *(float(sums[at]) for at in (found[1], ideal[1], found[0], *(means or ()))),
+            *(float(sums[at]) for at in (found[1], due[1], found[0], *(means or ()))),
         )
-        for node, name, found, ideal, means in rows
+        for node, name, found, due, means in rows
     )  # fmt: skip
 
 
@@ -147,55 +167,37 @@ def misread(quantized: Program) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _codings(
+def _ranges(
     bench: SideBySide,
-    attached: Attached,
-    ranges: Mapping[str, tuple[float, float]],
-    whole: Set[str],
+    planned: Sequence[Site],
+    codings: Iterable[str],
+    calls: Sequence[Tensors],
     scheme: IntScheme,
-) -> list[Row]:
-    """Measure what each tensor's codes lose."""
-    rows: list[Row] = []
-    for name, coding in find(bench, attached).items():
-        value = bench.reference[name]
-        ideal = _rounded(bench, value, value, ranges, scheme)
-        if ideal is not value:
-            coded = bench.op(WRITE, value, *coding.parameters)
-            real = bench.op(READ, coded, *coding.parameters)
-            places = [bench.noise(name, other, name in whole) for other in (real, ideal)]
-            rows.append((coding.node, name, places[0], places[1], None))
-    return rows
-
-
-def _ends(
-    bench: SideBySide, calls: Sequence[Tensors], scheme: IntScheme
-) -> Mapping[str, "_Ends"]:
-    """Return the least and greatest of each tensor that some operator reads as codes."""
-    planned, _ = sites(bench.model, scheme, ())
-    values = [v for site in planned for v in (*site.node.inputs, *site.node.outputs)]
-    names = [source(v, scheme).name or "" for v in values if v is not None]
-    ends = {n: _Ends(n in bench.scores) for n in dict.fromkeys(names) if n in bench.reference}
+) -> Mapping[str, tuple[float, float]]:
+    """Return the least and greatest of each tensor that is coded, by the plan or as it is."""
+    values = [site.node.inputs[index] for site in planned for index in site.activations]
+    if scheme.whole:
+        values += [value for site in planned for value in site.node.outputs]
+    values += [bench.reference[name] for name in codings]
+    names = dict.fromkeys(source(v, scheme).name or "" for v in values if v is not None)
+    ends = {name: _Ends(name in bench.scores) for name in names if name in bench.reference}
     if ends:
         stream(bench.program, calls, ends)
-    return ends
+    return {name: (seen.low, seen.high) for name, seen in ends.items() if seen.low <= seen.high}
 
 
 class _Ends(Observer):
-    """Watches the least and greatest of what is finite and not hidden; 0 stands for the rest.
-
-    `odd` says that there was such a rest.
-    """
+    """Watches the least and greatest of what is finite and not hidden; 0 stands for the rest."""
 
     def __init__(self, scores: bool) -> None:
         super().__init__(bins=False)
-        self.hidden, self.odd = MASK if scores else -math.inf, scores
+        self.hidden = MASK if scores else -math.inf
 
     def digest(self, values: Array) -> Observer | None:
         """Sum up one array."""
         found = super().digest(values)
         if found is not None and found.low > self.hidden:
             return found
-        self.odd = True  # by whichever thread: nobody takes it back
         shown = np.isfinite(values) & (values > self.hidden)
         return super().digest(np.where(shown, values, 0))
 
