@@ -13,8 +13,6 @@ from npuc.quantization.checkpoint import Checkpoint
 from npuc.quantization.streaming import stream
 
 Array = np.ndarray[Any, Any]
-_CHUNK = 1 << 16
-"""Elements summed up at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +126,11 @@ class ChannelObserver:
         rows, found = _rows(values, self.axes), ChannelObserver(*self.axes)
         if rows.size == 0:
             return found
-        # A few rows at a time: all is read from the cache, once it came from memory.
-        step = max(1, _CHUNK // rows.shape[1])
-        parts = [_summed(rows[at : at + step]) for at in range(0, len(rows), step)]
-        low, high, *sums = map(np.concatenate, zip(*parts, strict=True))
+        low, high = rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             return None
-        found.count, found._ends, found._sums = rows.shape[1], [low, high], sums
+        found.count, found._ends = rows.shape[1], [low, high]
+        found._sums = [rows.sum(axis=1, dtype=np.float64), _squares(rows)]
         return found
 
     def merge(self, other: "ChannelObserver") -> None:
@@ -270,13 +266,6 @@ def _rows(values: Array, axes: tuple[int, ...]) -> Array:
 def _same_channels(axes: tuple[int, ...], now: int, before: int | None) -> None:
     if before not in (None, now):
         raise UsageError(f"axes {axes}: {now} channels; before it had {before}")
-
-
-def _summed(rows: Array) -> tuple[Array, Array, Array, Array]:
-    """Return the least and greatest of each row, its sum and the sum of its squares, float64."""
-    low, high = rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return low, high, rows.sum(axis=1, dtype=np.float64), _squares(rows)
 
 
 def _squares(rows: Array) -> Array:
