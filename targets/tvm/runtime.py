@@ -24,6 +24,10 @@ INDEX = "payload/index.json"
 ALIGNMENT = 64
 """Bytes that TVM's code assumes every tensor starts at a multiple of; numpy gives 16."""
 
+WHOLE = 1 << 20
+"""Bytes from which an answer is handed over where TVM put it, not copied: to touch that much fresh
+memory takes as long as to compute it. Smaller ones may be constants that a library keeps."""
+
 Array = np.ndarray[Any, Any]
 
 
@@ -78,6 +82,10 @@ class _Library:
         self.outputs = outputs
         self._inputs = tuple((p, _aligned(p)) for p in inputs)
         self._constants = [tvm_ffi.from_dlpack(array) for array in constants]
+        self._held = [_place(buffer) for _, buffer in self._inputs]
+        if constants:
+            starts, ends = zip(*map(_place, constants), strict=True)
+            self._held.append((min(starts), max(ends)))
         self.machine = started(library)
         self._main = self.machine["main"]
 
@@ -89,7 +97,23 @@ class _Library:
         given = (tvm_ffi.from_dlpack(buffer) for _, buffer in self._inputs)
         result = self._main(*given, *self._constants)
         tensors = [result] if isinstance(result, tvm_ffi.Tensor) else list(result)
-        return [np.array(np.from_dlpack(tensor)) for tensor in tensors]
+        found: list[Array] = []
+        for array in map(np.from_dlpack, tensors):
+            whole = array.nbytes >= WHOLE and array.dtype.name in mapped.KINDS
+            held = [*self._held, *map(_place, found)]
+            apart = whole and not any(_meet(_place(array), place) for place in held)
+            found.append(array if apart else np.array(array))
+        return found
+
+
+def _place(array: Array) -> tuple[int, int]:
+    """Return where an array's memory begins and ends."""
+    start = int(array.__array_interface__["data"][0])
+    return start, start + array.nbytes
+
+
+def _meet(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
 
 
 class _Session:

@@ -72,6 +72,41 @@ def test_outputs_and_inputs_are_copies(small: Any) -> None:
         assert value.flags.writeable
 
 
+@pytest.mark.parametrize("rows", [2, 600])  # 600 x 500 floats are not copied
+def test_answers_outlive_the_next_call(
+    rows: int, graph: Callable[..., Any], floats: Callable[..., Any]
+) -> None:
+    """Whatever an answer is, it is the caller's: nothing that is computed later shows in it."""
+    made = graph()
+    x = made.input(floats((rows, 500)))
+    held = made.constant(floats((rows, 500)))
+    half = made.node("Add", x, held)
+    made.output(half, made.node("Relu", half), made.node("Identity", x))
+    made.output(made.node("Identity", held), made.node("Identity", half))
+    program = made.program()
+    run, oracle = tvm.load(tvm.lower(program).files, program), OnnxRunner(program)
+    given = floats((rows, 500))
+    calls = [{program.inputs[0].name: given * np.float32(n)} for n in range(1, 5)]
+    wanted = [{k: v.copy() for k, v in oracle(call).items()} for call in calls]
+    got = []
+    for call in calls:
+        answer = run(call)
+        for array in answer.values():
+            assert array.flags.writeable and array.flags.c_contiguous
+        got.append(answer)
+    del run
+    for one, two in zip(got, wanted, strict=True):
+        for name in two:
+            np.testing.assert_array_equal(one[name], two[name])
+    first = {name: array.copy() for name, array in got[0].items()}
+    for name, array in got[0].items():
+        array[...] = 7  # no two answers are one
+        for other in first:
+            if other != name:
+                np.testing.assert_array_equal(got[0][other], first[other])
+        array[...] = first[name]
+
+
 def test_unaligned_strided_and_reversed_inputs(small: Any, floats: Callable[..., Any]) -> None:
     program = small.program()
     runner, reference = tvm.load(tvm.lower(program).files, program), OnnxRunner(program)
