@@ -77,11 +77,13 @@ def matrix(node: ir.Node, weight: Array) -> Array | None:
     It is what the product does to an input that is the same everywhere; None for others than
     Conv, Gemm and MatMul with their weight on the right. Gemm's alpha is in it.
     """
-    array = weight.astype(np.float64)
     if node.op_type == "Conv":
-        return np.asarray(array.reshape(*array.shape[:2], -1).sum(axis=2))
-    if array.ndim != 2 or node.op_type not in ("Gemm", "MatMul"):
+        flat = weight.reshape(*weight.shape[:2], -1)
+        alone = flat.shape[2] == 1  # numpy takes its time to sum up each number alone
+        return np.asarray(flat[..., 0] if alone else flat.sum(axis=2, dtype=np.float64), np.float64)
+    if weight.ndim != 2 or node.op_type not in ("Gemm", "MatMul"):
         return None
+    array = weight.astype(np.float64)
     if node.op_type == "Gemm":
         array = array * node.attributes.get_float("alpha", 1.0)
     turned = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
@@ -91,8 +93,8 @@ def matrix(node: ir.Node, weight: Array) -> Array | None:
 def response(weight: Array, means: Array) -> Array:
     """Return W·m per output, for the `matrix` of a product and one value per input channel."""
     groups = means.size // weight.shape[1]
-    spread = np.repeat(means.reshape(groups, -1), weight.shape[0] // groups, axis=0)
-    return np.asarray((weight * spread).sum(axis=1))
+    parts = weight.reshape(groups, -1, weight.shape[1])
+    return np.asarray(parts @ means.reshape(groups, -1, 1)).reshape(-1)
 
 
 def _replace(node: ir.Node, index: int, array: Array, names: Names) -> None:

@@ -94,13 +94,14 @@ def _before(data: ir.Value, known: set[str | None]) -> str | None:
 
 
 def _real(value: ir.Value | None) -> Array | None:
-    """Return what a constant's codes stand for, float64."""
+    """Return what a constant's codes stand for, in float32 as the program has it."""
     node = value.producer() if dequantized(value) and value is not None else None
     arrays = [] if node is None else [constant(v) for v in node.inputs]
     if node is None or any(array is None for array in arrays):
         return None
-    codes, scales, *zeros = [np.asarray(array, np.float64) for array in arrays]
+    codes, scales, *zeros = [np.asarray(array, np.float32) for array in arrays]
     axis = node.attributes.get_int("axis", 1) % max(codes.ndim, 1)
     spread = [-1 if i == axis else 1 for i in range(codes.ndim)]
     scales, *zeros = [a.reshape(spread) if a.size > 1 else a for a in (scales, *zeros)]
-    return np.asarray((codes - (zeros[0] if zeros else 0.0)) * scales)
+    real = codes - zeros[0] if zeros and zeros[0].any() else codes
+    return np.asarray(real * scales)

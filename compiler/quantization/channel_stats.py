@@ -13,6 +13,9 @@ from npuc.quantization.checkpoint import Checkpoint
 from npuc.quantization.streaming import stream
 
 Array = np.ndarray[Any, Any]
+BLOCK = 8192
+"""Values that are summed up in float32: BLAS would give more of them to several threads, and round
+by how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class ChannelMeans:
         """Return an observer of one array alone; None where it has NaN or Inf."""
         rows, found = _rows(values, self.axes), ChannelMeans(*self.axes)
         if rows.size:
-            found.count, found._sums = rows.shape[1], rows.sum(axis=1, dtype=np.float64)
+            found.count, found._sums = rows.shape[1], _sums(rows)
         return found if np.isfinite(found._sums).all() else None
 
     def merge(self, other: "ChannelMeans") -> None:
@@ -130,7 +133,7 @@ class ChannelObserver:
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             return None
         found.count, found._ends = rows.shape[1], [low, high]
-        found._sums = [rows.sum(axis=1, dtype=np.float64), _squares(rows)]
+        found._sums = [_sums(rows), _squares(rows)]
         return found
 
     def merge(self, other: "ChannelObserver") -> None:
@@ -268,8 +271,37 @@ def _same_channels(axes: tuple[int, ...], now: int, before: int | None) -> None:
         raise UsageError(f"axes {axes}: {now} channels; before it had {before}")
 
 
+def _sums(rows: Array) -> Array:
+    """Return the sum of each row, float64."""
+    if rows.dtype == np.float32:
+        found = _dots(rows)
+        if np.isfinite(found).all():
+            return found
+    return np.asarray(rows.sum(axis=1, dtype=np.float64))
+
+
 def _squares(rows: Array) -> Array:
+    """Return the sum of squares of each row, float64."""
+    if rows.dtype == np.float32:
+        found = _dots(rows, rows)
+        if np.isfinite(found).all():  # a square may be beyond float32
+            return found
     wide = rows.astype(np.float64)
     wide *= wide
-    total: Array = wide.sum(axis=1)
+    return np.asarray(wide.sum(axis=1))
+
+
+def _dots(rows: Array, others: Array | None = None) -> Array:
+    """Return each row's dot product with another's, or with ones, block by block in float32.
+
+    A tenth of the time of float64. BLAS adds up many lanes apart, each of some hundred values at
+    most: 1e-5 of the sum of magnitudes at the very worst, 1e-7 for values at random.
+    """
+    total = np.zeros(len(rows))
+    ones = np.ones(min(BLOCK, rows.shape[1]), np.float32)
+    with np.errstate(over="ignore"):
+        for at in range(0, rows.shape[1], BLOCK):
+            part = rows[:, at : at + BLOCK]
+            other = ones[: part.shape[1]] if others is None else others[:, at : at + BLOCK]
+            total += np.vecdot(part, other)
     return total
