@@ -13,13 +13,13 @@ from typing import Any
 
 from npuc.targets.tvm.attention import Match, Product, Side
 from npuc.targets.tvm.attention_pack import Packed, apply, lane_sum, pack_columns, pack_rows
-from npuc.targets.tvm.direct import tile_for
 from npuc.targets.tvm.dots import Dot
 from npuc.targets.tvm.emit import Kernel, cast, constant, widen
 from npuc.targets.tvm.graph import key, number
 from npuc.targets.tvm.plan import Plan, evaluate
 from npuc.targets.tvm.regions import tensor_args
 from npuc.targets.tvm.rows import FLOOR, add, each, larger, reduce
+from npuc.targets.tvm.tiles import tile_for
 from npuc.targets.tvm.vecmath import Functions, in_kernel
 from npuc.targets.tvm.views import View
 

@@ -16,74 +16,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from npuc.targets.tvm import packing
-from npuc.targets.tvm.cpu_level import Level
 from npuc.targets.tvm.dots import FLOAT, Dot
-from npuc.targets.tvm.emit import Kernel, dtype_of, pieces
+from npuc.targets.tvm.emit import Kernel, pieces
+from npuc.targets.tvm.prefetch import Ahead
 from npuc.targets.tvm.staging import Geometry, Span, stage
+from npuc.targets.tvm.tiles import Tile, cut, tile_for
 
 Finish = Callable[[Any, int, Any, Any], Any]
 """(accumulated values, lanes, first channel, flat output index) → what is stored."""
 
 UNROLL = 4
 """Steps of the innermost loop written out: with cold weights it is worth a fifth."""
-
-AHEAD = 4096
-"""Bytes further on that weights are prefetched from: the next page, which hardware does not look
-into by itself. A product of 8 rows, whose weights come from memory, takes a fifth less time."""
-
-LINE = 64
-"""Bytes of a cache line."""
-
-FEW = 4
-"""Tiles of rows up to which most of the time goes into waiting for weights: more find them in the
-cache, where the first left them."""
-
-STREAMS = 4
-"""Vectors up to which a tile reads too few places at a time to keep the memory busy."""
-
-COLD = 1 << 18
-"""Bytes of weights from which they are not in the cache when a kernel begins."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """Pixels and vectors of output channels that one pass over the input computes."""
-
-    rows: int
-    vectors: int
-
-
-PACKED = 4
-"""Vectors of channels whose codes one store takes, in a CPU of 32 registers: with as many in a
-tile, a ResNet-50's convolutions take 2 to 8 % less time than with two."""
-
-
-MORE = 24
-"""Accumulators that still leave room for a step's weights and input among 32 registers."""
-
-
-def tile_for(
-    pixels: int, vectors: int, level: Level, *, packed: bool = False, line: bool = False
-) -> Tile:
-    """Choose a tile: at most 16 accumulators (12 where there are 16 registers), even rows.
-
-    `packed` says that its results are codes to be stored together. `line` says that `pixels` are
-    those of one line, whose last tile comes again and again: where it would be half a tile or
-    less, as 2 of 14 pixels are in tiles of 4, there may be 24 accumulators in 32 registers.
-    """
-    budget = 12 if level.lanes == 8 else 16
-    least = PACKED if packed and level.lanes == 16 and vectors % PACKED == 0 else 2
-    wide = min(vectors, max(least, budget // max(pixels, 1)))
-    rows = _even(pixels, budget // wide)
-    if line and level.lanes == 16 and 0 < pixels % rows <= rows // 2:
-        more = _even(pixels, MORE // wide)
-        rows = more if -(-pixels // more) < -(-pixels // rows) else rows
-    return Tile(rows, wide)
-
-
-def _even(pixels: int, most: int) -> int:
-    """Cut pixels into as few tiles of up to `most` as will do, of about the same size."""
-    return -(-pixels // -(-pixels // min(pixels, most)))
 
 
 @dataclass(frozen=True)
@@ -117,14 +60,13 @@ class Direct:
         tile = tile_for(pixels, vectors, k.level, packed=bool(self.codes), line=not g.flat)
         whole = columns // k.level.lanes // tile.vectors
         rest = vectors - whole * tile.vectors
-        ahead = g.flat and pixels <= FEW * tile.rows and tile.vectors <= STREAMS
-        ahead = ahead and columns * g.pixel * dtype_of(weights).itemsize >= COLD
-        job = _Job(self, x, weights, start, y, x_base, y_base, vectors, ahead)
+        ahead = Ahead(k, g, weights, k.level.lanes * self.dot.adds, UNROLL)
+        job = _Job(self, x, weights, start, y, x_base, y_base, vectors, ahead, ahead.few(tile))
         if whole:
-            job.blocks(whole, 0, tile.rows, tile.vectors, tile.vectors * k.level.lanes)
+            job.blocks(whole, 0, tile, tile.vectors * k.level.lanes)
         if rest:
             done = whole * tile.vectors
-            job.blocks(1, done, tile.rows, rest, columns - done * k.level.lanes)
+            job.blocks(1, done, Tile(tile.rows, rest), columns - done * k.level.lanes)
 
 
 @dataclass(frozen=True)
@@ -139,41 +81,47 @@ class _Job:
     x_base: Any
     y_base: Any
     vectors: int
-    ahead: bool = False
-    """Whether weights are asked for ahead of the steps that read them."""
+    ahead: Ahead
+    few: bool
+    """Whether each step asks for weights of the same streams."""
 
-    def blocks(self, count: int, first: int, rows: int, vectors: int, columns: int) -> None:
-        """Compute `count` blocks of `vectors` vectors of channels at every pixel.
+    def blocks(self, count: int, first: int, tile: Tile, columns: int) -> None:
+        """Compute `count` blocks of a tile's vectors of channels at every pixel.
 
         `first` is the first block's first vector, `columns` how many of a block's lanes are used.
         """
-        g, k = self.d.g, self.d.k
-        lines = g.batch * g.out_h
-        per_line, left = divmod(g.out_w * (lines if g.flat else 1), rows)
+        g, k, rows, vectors = self.d.g, self.d.k, tile.rows, tile.vectors
+        lines, whole, last = g.batch * g.out_h, 0, 0
         if g.flat:
             # One long line: its tiles are the units that threads share.
-            lines, per_line, left = (per_line, 1, left) if per_line else (1, 0, left)
+            whole, last = cut(g.out_w * lines, tile, k.level)
+            lines = whole + bool(last)
         work = g.multiply_adds * count * columns // max(g.channels_out, 1)
+        runs = [] if g.flat else g.tiles(rows)
+        tiles = sum(times for _, times, _ in runs) or 1
+        share = 0 if self.few else self.ahead.share(vectors, lines * tiles)
         with k.units(g.groups * count * lines, work) as unit:
             line = k.let(unit % lines)
             block = k.let(unit // lines % count)
             group = k.let(unit // (lines * count)) if g.groups > 1 else 0
-            at = _Block(group, k.let(block * vectors + first), vectors, columns)
-            if g.flat and per_line:
-                self.tile(0, line * rows, rows, at)
-            elif g.flat:
-                self.tile(0, 0, left, at)
-            else:
-                for column, times, pixels in g.tiles(rows):
+            at = _Block(group, k.let(block * vectors + first), vectors, columns, share)
+            if not g.flat:
+                before = 0
+                for column, times, pixels in runs:
                     with k.loop(times) as step:
-                        self.tile(line, column + step * rows, pixels, at)
-        if left and g.flat and per_line:
-            with k.units(count, work // max(lines, 1)) as unit:
-                at = _Block(0, k.let(unit * vectors + first), vectors, columns)
-                self.tile(0, lines * rows, left, at)
+                        turn = k.let(line * tiles + (before + step))
+                        self.tile(line, column + step * rows, pixels, at, turn)
+                    before += times
+            elif not (whole and last):
+                self.tile(0, line * rows, rows if whole else last, at, line)
+            else:
+                with k.when(line < whole):
+                    self.tile(0, line * rows, rows, at, line)
+                with k.when(line >= whole):
+                    self.tile(0, whole * rows, last, at, line)
 
-    def tile(self, line: Any, column: Any, rows: int, at: "_Block") -> None:
-        """Compute `rows` pixels of a line by one block of channels."""
+    def tile(self, line: Any, column: Any, rows: int, at: "_Block", turn: Any) -> None:
+        """Compute `rows` pixels of a line by one block of channels, its tile number `turn`."""
         d, g, k = self.d, self.d.g, self.d.k
         lanes = k.level.lanes
         base = self.x_base + at.group * (g.channels // g.groups)
@@ -186,7 +134,7 @@ class _Job:
             begins = {span: self._begin(channel, line, span) for span in dict.fromkeys(spans)}
             for row, span in zip(total, spans, strict=True):
                 k.store(row[v], begins[span], 0)
-        self._accumulate(total, sources, spans, line, at)
+        self._accumulate(total, sources, spans, line, at, turn)
         if rows > 1 and d.heavy:
             # One copy of a long ending instead of one per pixel, over a copy of the registers:
             # these must only be indexed by numbers to be registers.
@@ -242,6 +190,7 @@ class _Job:
         spans: list[Span],
         line: Any,
         at: "_Block",
+        turn: Any,
     ) -> None:
         """Run over every input value under the filter that is not on the border."""
         d, g, k = self.d, self.d.g, self.d.k
@@ -249,25 +198,27 @@ class _Job:
         high, wide = g.kernel
         per_pixel = g.pixel // g.groups
         steps = per_pixel // dot
+        size = high * wide * steps * k.level.lanes * dot
         streams = [
-            k.let(
-                (at.group * self.vectors + at.first + v)
-                * (high * wide * steps * k.level.lanes * dot)
-            )
-            for v in range(at.vectors)
+            k.let((at.group * self.vectors + at.first + v) * size) for v in range(at.vectors)
         ]
         everywhere = all(span == (0, wide) for span in spans)
         merged = everywhere and g.dilation[1] == 1 and g.groups == 1
         first, count = g.inside(k, line)
-        with k.loop(count) as turn:
-            row = k.let(first + turn)
+        ask = None
+        if at.share:
+            after = k.let((at.group * self.vectors + at.first + at.vectors) * size)
+            ask = self.ahead.next(after, k.let(turn * (high * wide * steps)), at.share)
+        with k.loop(count) as nth:
+            row = k.let(first + nth)
             x_row, w_row = k.let(row * (g.dilation[0] * g.pitch)), k.let(row * (wide * steps))
             if merged:
-                self._run(total, sources, streams, x_row, w_row, steps * wide)
+                self._run(total, sources, streams, x_row, w_row, steps * wide, ask)
             elif everywhere:
                 with k.loop(wide) as column:
                     x_tap = k.let(x_row + column * (g.dilation[1] * g.pixel))
-                    self._run(total, sources, streams, x_tap, k.let(w_row + column * steps), steps)
+                    w_tap = k.let(w_row + column * steps)
+                    self._run(total, sources, streams, x_tap, w_tap, steps, ask)
             else:
                 for column in range(wide):
                     active = [m for m, (low, high_) in enumerate(spans) if low <= column < high_]
@@ -278,6 +229,7 @@ class _Job:
                         k.let(x_row + column * (g.dilation[1] * g.pixel)),
                         k.let(w_row + column * steps),
                         steps,
+                        ask,
                     )
 
     def _run(
@@ -288,6 +240,7 @@ class _Job:
         x: Any,
         w: Any,
         steps: int,
+        ask: Callable[[Any], None] | None,
     ) -> None:
         """Multiply neighbouring input values of each pixel, UNROLL steps of them at a time."""
         k, dot = self.d.k, self.d.dot.adds
@@ -295,22 +248,15 @@ class _Job:
             return
         if steps >= UNROLL:
             with k.loop(steps // UNROLL) as outer:
-                if self.ahead:
-                    self._prefetch(streams, w + outer * UNROLL)
+                if self.few:
+                    self.ahead.same(streams, w + outer * UNROLL)
+                if ask is not None:
+                    ask(w + outer * UNROLL)
                 for inner in range(UNROLL):
                     step = outer * UNROLL + inner
                     self._step(total, sources, streams, x + step * dot, w + step)
         for step in range(steps - steps % UNROLL, steps):
             self._step(total, sources, streams, x + step * dot, w + step)
-
-    def _prefetch(self, streams: list[Any], w: Any) -> None:
-        """Ask for what the same steps read `AHEAD` bytes further on."""
-        k = self.d.k
-        size = dtype_of(self.weights).itemsize
-        stride = k.level.lanes * self.d.dot.adds
-        for stream in streams:
-            for byte in range(AHEAD, AHEAD + UNROLL * stride * size, LINE):
-                k.prefetch(self.weights, stream + w * stride + byte // size)
 
     def _step(
         self, total: list[list[Any]], sources: list[Any], streams: list[Any], x: Any, w: Any
@@ -334,3 +280,5 @@ class _Block:
     first: Any
     vectors: int
     columns: int
+    share: int
+    """Lines of the next block's weights that every UNROLL steps ask for."""

@@ -1,8 +1,10 @@
 """Which multiply-add a CPU gets, and that the code has it; test_random_* say that it is exact."""
 
+import itertools
 import platform
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 
 from npuc.errors import UsageError
 from npuc.targets import tvm
-from npuc.targets.tvm import build, cpu_level, direct, dots, importer, rewrites
+from npuc.targets.tvm import build, cpu_level, dots, emit, importer, prefetch, rewrites, tiles
+from npuc.targets.tvm.staging import Geometry
 
 WANTED = {
     "x86-64-v3": ("vpmaddwd", "vpmaddwd"),
@@ -58,18 +61,18 @@ def test_cold_weights_are_asked_for_ahead(
     cpu: str, instruction: str, graph: Callable[..., Any], floats: Callable[..., Any]
 ) -> None:
     found = []
-    for rows in (8, 300):
+    for rows in (8, 300, 2000):  # the same weights, the next block's, and none
         made = graph()
         weights = floats((515, 131), 1)
         made.output(made.node("MatMul", made.input(floats((rows, 515), 2)), made.constant(weights)))
         relax = importer.to_relax(rewrites.prepare(made.program().model))
         compiled: Any = build.compile_module(relax, cpu_level.resolve(cpu))
         found.append(instruction in compiled.mod.imports[0].inspect_source("asm"))
-    assert found == [True, False]
+    assert found == [True, True, False]
 
 
 @pytest.mark.parametrize("cpu", ["native", "x86-64-v3"])
-@pytest.mark.parametrize("rows", [1, 3, 8, 17])
+@pytest.mark.parametrize("rows", [1, 3, 8, 17, 49, 300])
 def test_what_is_asked_for_ahead_changes_no_answer(
     cpu: str, rows: int, graph: Callable[..., Any], floats: Callable[..., Any]
 ) -> None:
@@ -161,9 +164,52 @@ def test_what_an_integer_holds_is_not_cut_off(
 )
 def test_no_line_ends_with_a_small_tile(cpu: str, pixels: int, rows: int) -> None:
     level = cpu_level.resolve(cpu)
-    assert direct.tile_for(pixels, 16, level, packed=True, line=True).rows == rows
-    flat = direct.tile_for(pixels, 16, level, packed=True)
+    assert tiles.tile_for(pixels, 16, level, packed=True, line=True).rows == rows
+    flat = tiles.tile_for(pixels, 16, level, packed=True)
     assert flat.rows * flat.vectors <= 16
+
+
+@pytest.mark.parametrize("cpu", ["x86-64-v4", "x86-64-v3", "aarch64"])
+def test_tiles_are_all_pixels_and_fit_registers(cpu: str) -> None:
+    level = cpu_level.resolve(cpu)
+    most = tiles.MORE if level.lanes == 16 else 16
+    for pixels, vectors in itertools.product(range(1, 200), (1, 2, 3, 4, 9)):
+        tile = tiles.tile_for(pixels, vectors, level, packed=True)
+        whole, last = tiles.cut(pixels, tile, level)
+        assert whole * tile.rows + last == pixels
+        assert last * tile.vectors <= most
+
+
+def test_a_rest_of_few_rows_is_no_tile_of_its_own() -> None:
+    level = cpu_level.resolve("x86-64-v4")
+    assert tiles.cut(49, tiles.Tile(4, 4), level) == (11, 5)
+    assert tiles.cut(50, tiles.Tile(4, 4), level) == (11, 6)
+    assert tiles.cut(51, tiles.Tile(4, 4), level) == (12, 3)
+    assert tiles.cut(49, tiles.Tile(4, 4), cpu_level.resolve("x86-64-v3")) == (12, 1)
+
+
+@pytest.mark.parametrize(("kind", "adds"), [("int8", 4), ("float32", 1)])
+@pytest.mark.parametrize(("kernel", "count"), [((1, 1), 13), ((3, 3), 14), ((1, 1), 64)])
+def test_all_of_the_next_block_is_asked_for(
+    kernel: tuple[int, int], count: int, kind: str, adds: int
+) -> None:
+    edge = kernel[0] // 2
+    g = Geometry(1, 7, 7, 512, 2048, kernel, pads=(edge, edge, edge, edge))
+    k = emit.Kernel(cpu_level.resolve("x86-64-v4"))
+    steps, stride = 512 // adds * kernel[0] * kernel[1], 16 * adds
+    memory = k.tensor((128 * steps * stride,), kind)
+    asked: list[int] = []
+    recorder: Any = SimpleNamespace(let=int, prefetch=lambda _, place: asked.append(place))
+    ahead = prefetch.Ahead(recorder, g, memory, stride, 4)
+    share, base, block = ahead.share(4, count), 4 * steps * stride, 4 * steps * stride
+    for turn in range(count):
+        ask = ahead.next(base, turn * steps, share)
+        for step in range(0, steps, 4):
+            ask(step)
+    line = 64 // np.dtype(kind).itemsize
+    assert {*range(base, base + block, line)} <= {*asked}
+    assert len(asked) < block // line + count * steps // 4
+    assert ahead.share(4, 65) == 0
 
 
 def test_packing_keeps_every_weight_and_pads_with_zeros() -> None:
