@@ -42,13 +42,12 @@ def codes(x: Any, numbers: Any, zero: Any, below: bool, *, fits: bool = False) -
     """
     t = tirx()
 
-    inverse, divisor, low, high = numbers
+    inverse, lack, low, high = numbers
     if not fits:
         x = t.min(x, high)
     if below and not fits:
         x = t.max(x, low)  # the least int32 would wrap around
-    near = x * inverse
-    quotient = fma(fma(near, divisor, x), inverse, near)
+    quotient = fma(x, inverse, x * lack)
     lanes = lanes_of(x)
     more: tuple[Any, ...] = ()
     if lanes == 16:

@@ -14,6 +14,7 @@ import numpy as np
 from npuc.targets.tvm import halves, markers
 from npuc.targets.tvm.emit import cast, constant, fma, lanes_of
 from npuc.targets.tvm.graph import number
+from npuc.targets.tvm.quotient import factors
 from npuc.targets.tvm.rounding import round_to
 from npuc.targets.tvm.vecmath import Functions, in_expression, is_nan
 
@@ -93,8 +94,8 @@ MAGIC = 12582912.0
 def known_step(call: Any) -> tuple[Array, int] | None:
     """Return what `quantize_by` needs of a `relax.quantize`; None where that cannot be used.
 
-    The numbers are float32: the scale's reciprocal, the negated scale, and the lowest and highest
-    value that codes stand for. The other is the zero point.
+    The numbers are float32: the scale's reciprocal, what it lacks (`quotient.factors`), and the
+    lowest and highest value that codes stand for. The other is the zero point.
     """
     scale, zero = (number(a) for a in call.args[1:3])
     info = np.iinfo(str(call.attrs.out_dtype))
@@ -103,8 +104,11 @@ def known_step(call: Any) -> tuple[Array, int] | None:
     step, offset = scale.reshape(-1)[0], int(zero.reshape(-1)[0])
     if scale.dtype != np.float32 or not SMALLEST < step < 1 / SMALLEST:
         return None
+    found = factors(step, info.min - offset, info.max - offset)
+    if found is None:
+        return None
     low, high = (step * np.float32(v - offset) for v in (info.min, info.max))
-    return np.array([np.float32(1) / step, -step, low, high], np.float32), offset
+    return np.array([*found, low, high], np.float32), offset
 
 
 def quantize_known(call: Any, x: Any) -> Any:
@@ -124,17 +128,14 @@ def quantize_by(x: Any, numbers: Sequence[Any], zero: Any, dtype: str) -> Any:
 
     The zero point is an int32 in every lane, or None for 0.
 
-    With r = 1 / scale rounded, t = x·r is within a unit of the quotient, and
-    t + (x - t·scale)·r, two fused operations, is the rounded quotient itself (Markstein 1990,
-    "Computation of elementary functions on the IBM RISC System/6000", theorem on division).
+    The quotient is the sum of x times the scale's reciprocal and x times what that lacks.
     """
     t = _t()
-    inverse, divisor, low, high = numbers
+    inverse, lack, low, high = numbers
     lanes = lanes_of(x)
     # What lies beyond the codes is cut off first: x stays finite, and the sum in range.
     x = t.max(t.min(x, high), low)
-    near = x * inverse
-    quotient = fma(fma(near, divisor, x), inverse, near)
+    quotient = fma(x, inverse, x * lack)
     kind = "int32" if lanes == 1 else f"int32x{lanes}"
     # Ties go to the even integer before the zero point is added.
     code = t.reinterpret(kind, quotient + _float(MAGIC, lanes))
