@@ -281,4 +281,4 @@ class _Block:
     vectors: int
     columns: int
     share: int
-    """Lines of the next block's weights that every UNROLL steps ask for."""
+    """Values of the next block's weights that every step asks for."""

@@ -66,14 +66,14 @@ class Ahead:
                 self.k.prefetch(self.memory, stream + step * self.stride + byte // size)
 
     def share(self, vectors: int, tiles: int) -> int:
-        """Return how many lines of the next block every `steps` steps of a tile should ask for.
+        """Return how many values of the next block every step of a tile should ask for.
 
-        `tiles` read each block of `vectors` streams; 0 where asking is not worth it.
+        `tiles` read each block of `vectors` streams; 0 where asking is not worth it. No more than
+        a share each: two blocks of a 3x3 filter ahead would push out of the cache what is read.
         """
         if tiles > TILES or not self.cold:
             return 0
-        size = self.steps * vectors * self.stride * dtype_of(self.memory).itemsize
-        return -(-size // (LINE * tiles))
+        return -(-vectors * self.stride // tiles)
 
     def next(self, base: Any, before: Any, share: int) -> Callable[[Any], None]:
         """Return what asks, at a step, for that step's share of the block at `base`.
@@ -81,10 +81,11 @@ class Ahead:
         `before` are the steps that earlier tiles have gone.
         """
         line = LINE // dtype_of(self.memory).itemsize
+        lines = -(-share * self.steps // line)
 
         def ask(step: Any) -> None:
-            place = self.k.let(base + (before + step) * (share * line // self.steps))
-            for nth in range(share):
+            place = self.k.let(base + (before + step) * share)
+            for nth in range(lines):
                 self.k.prefetch(self.memory, place + nth * line)
 
         return ask
