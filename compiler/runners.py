@@ -123,8 +123,9 @@ def _apart(program: Program) -> tuple[bytes | None, dict[str, np.ndarray[Any, An
     return bytes(ir.to_proto(program.model).SerializeToString()), weights
 
 
-_PLAIN = ("FLOAT", "DOUBLE", "FLOAT16", "INT64", "INT32", "INT8", "UINT8")
-"""Types that numpy and ONNX Runtime know by the same bytes."""
+_PLAIN = ("FLOAT", "DOUBLE", "FLOAT16", "INT8", "UINT8")
+"""Types of weights that numpy and ONNX Runtime know by the same bytes. int64 may be sizes, which
+ONNX Runtime reads while it builds its graph."""
 
 
 def _first_line(error: Exception) -> str:

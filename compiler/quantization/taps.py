@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 _SMALL = 1024
-"""Bytes up to which a weight stays in the model's message: shapes and axes, which ONNX Runtime
-reads while it builds its graph."""
+"""Bytes up to which a weight stays in the model's message."""
 
 
 class Taps:
@@ -120,6 +119,6 @@ def _without_weights(model: ir.Model) -> tuple[bytes, dict[str, Array]]:
     return bytes(ir.to_proto(model).SerializeToString(deterministic=True)), weights
 
 
-_PLAIN = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.INT64, ir.DataType.INT32,
-          ir.DataType.INT8, ir.DataType.UINT8)  # fmt: skip
-"""Types that numpy and ONNX Runtime know by the same bytes."""
+_PLAIN = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.INT8, ir.DataType.UINT8)
+"""Types of weights that numpy and ONNX Runtime know by the same bytes. Wider integers may be sizes,
+however many (of a Split into hundreds): ONNX Runtime reads those while it builds its graph."""

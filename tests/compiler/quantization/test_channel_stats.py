@@ -109,3 +109,17 @@ def test_what_cannot_be_observed() -> None:
     bad[1]["x"][0, 0, 0, 0] = np.nan
     with pytest.raises(ParityError, match="'x' holds NaN or Inf on calibration sample 1"):
         collect(program(), bad, {"x": 1})
+
+
+def test_a_split_into_hundreds() -> None:
+    size = 9000  # more sizes than what is handed over beside the model's message
+    parts = ", ".join(f"p{at}" for at in range(size))
+    text = f"""(float[{size},2] x) => (float[1,2] y)
+      <int64[{size}] sizes = {{{", ".join(["1"] * size)}}}>
+      {{ {parts} = Split<axis = 0>(x, sizes)  y = Add(p0, p1) }}"""
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> g {text}')
+    net = Program.from_model(ir.from_proto(proto))
+    call = {"x": np.arange(size * 2, dtype=np.float32).reshape(size, 2)}
+    (found,) = collect(net, [call], {"y": -1}).values()
+    np.testing.assert_array_equal(found.low, [2.0, 4.0])
+    np.testing.assert_array_equal(OnnxRunner(net)(call)["y"], [[2.0, 4.0]])
