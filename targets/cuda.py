@@ -13,7 +13,7 @@ from npuc.targets import nvcc, tvm
 from npuc.targets.base import Evidence, LowerOptions, Payload, Runner, Toolchain
 
 FOLDER = "payload/cuda/"
-LIBRARY, SOURCE, INDEX = "model.so", "kernels.cu", "index.json"
+SHARED_OBJECT, SOURCE, INDEX = "model.so", "kernels.cu", "index.json"
 PTX, CUBIN = "kernels.ptx", "kernels.cubin"
 REMEDY = "install NVIDIA's CUDA toolkit (developer.nvidia.com/cuda-downloads), nvcc on PATH"
 
@@ -107,7 +107,7 @@ class Cuda:
 
         if FOLDER + CUBIN not in files:
             return tvm.load(files, program)
-        members = [FOLDER + name for name in (INDEX, LIBRARY, SOURCE, PTX, CUBIN)]
+        members = [FOLDER + name for name in (INDEX, SHARED_OBJECT, SOURCE, PTX, CUBIN)]
         missing = [name for name in members if name not in files]
         if missing:
             raise ArtifactError(f"the artifact has no {', '.join(missing)}")
@@ -126,7 +126,7 @@ def _lower(program: Program, arch: str, options: LowerOptions, workdir: Path) ->
     level = cpu_level.resolve(options.cpu)
     done = gpu.compile_program(program.model, arch, level, linker.find_linker(level.arch))
     index = json.dumps({"arch": arch})
-    files = {LIBRARY: done.library, SOURCE: done.source.encode(), INDEX: index.encode()}
+    files = {SHARED_OBJECT: done.library, SOURCE: done.source.encode(), INDEX: index.encode()}
     files = {FOLDER + name: content for name, content in files.items()}
     found = None if options.vendor == "skip" else nvcc.find()
     if found is None or not done.source:

@@ -299,7 +299,7 @@ def _dots(rows: Array, others: Array | None = None) -> Array:
     """
     total = np.zeros(len(rows))
     ones = np.ones(min(BLOCK, rows.shape[1]), np.float32)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
         for at in range(0, rows.shape[1], BLOCK):
             part = rows[:, at : at + BLOCK]
             other = ones[: part.shape[1]] if others is None else others[:, at : at + BLOCK]

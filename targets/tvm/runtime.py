@@ -19,7 +19,7 @@ from npuc.targets.base import Runner
 from npuc.targets.tvm import mapped
 from npuc.targets.tvm.cpu_level import host_flags
 
-LIBRARY = "payload/model.so"
+SHARED_OBJECT = "payload/model.so"
 INDEX = "payload/index.json"
 ALIGNMENT = 64
 """Bytes that TVM's code assumes every tensor starts at a multiple of; numpy gives 16."""

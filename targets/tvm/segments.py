@@ -31,7 +31,7 @@ def lower(program: Program, *, cpu: str, fallback: str) -> Lowered:
     entries = []
     for number, segment in enumerate(segments):
         suffix = "so" if segment.place == TVM else "onnx"
-        path = f"payload/segments/{number:03}.{suffix}" if found else runtime.LIBRARY
+        path = f"payload/segments/{number:03}.{suffix}" if found else runtime.SHARED_OBJECT
         entry = _entry(segment, path)
         if segment.place == ORT:
             proto = ir.to_proto(segment.model)

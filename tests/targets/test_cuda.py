@@ -217,7 +217,7 @@ def test_the_runner_copies_to_a_device_and_back() -> None:
 
     program = net("conv")
     files = tvm.lower(program).files
-    machine = runtime.opened(files[runtime.LIBRARY])
+    machine = runtime.opened(files[runtime.SHARED_OBJECT])
     x = {"x": np.random.default_rng(2).normal(size=(1, 3, 9, 8)).astype(np.float32)}
     got = gpu_runtime.GpuRunner(program, machine, compiler.cpu())(x)
     np.testing.assert_array_equal(got["y"], tvm.load(files, program)(x)["y"])

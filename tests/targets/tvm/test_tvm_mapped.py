@@ -47,7 +47,7 @@ def test_large_constants_are_in_a_file_of_their_own_at_aligned_places() -> None:
     (entry,) = json.loads(files[runtime.INDEX])["segments"]
     offsets = [offset for _, _, offset in entry["constants"]["tensors"]]
     assert len(offsets) == 2 and all(offset % mapped.ALIGNMENT == 0 for offset in offsets)
-    assert len(files[FILE]) >= 2 * BIG.nbytes > len(files[runtime.LIBRARY])
+    assert len(files[FILE]) >= 2 * BIG.nbytes > len(files[runtime.SHARED_OBJECT])
 
 
 def test_answers_are_right_and_the_file_is_not_written_to() -> None:

@@ -86,7 +86,7 @@ CELLS = st.builds(
 
 def kernels(lowered: tvm.Lowered) -> list[str]:
     """Return the kernels that a program calls, in order."""
-    return [name for name, _ in origins.calls(runtime.opened(lowered.files[runtime.LIBRARY]))]
+    return [name for name, _ in origins.calls(runtime.opened(lowered.files[runtime.SHARED_OBJECT]))]
 
 
 def loops(lowered: tvm.Lowered) -> int:

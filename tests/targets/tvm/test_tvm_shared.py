@@ -26,7 +26,7 @@ def weight(made: Any, floats: Callable[..., Any], seed: int) -> str:
 
 def kernels(lowered: Any) -> list[str]:
     """Return the kernels that a library calls, in order."""
-    return [name for name, _ in origins.calls(runtime.opened(lowered.files[runtime.LIBRARY]))]
+    return [name for name, _ in origins.calls(runtime.opened(lowered.files[runtime.SHARED_OBJECT]))]
 
 
 @pytest.mark.parametrize("cpu", ["native", "x86-64-v3"])
