@@ -8,7 +8,6 @@ import gc
 import json
 import os
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,34 +52,6 @@ def test_a_caller_keeps_its_garbage_collection() -> None:
     before = gc.get_threshold()
     assert main(["targets"]) == 0 and main(["--version"]) == 0
     assert gc.get_threshold() == before
-
-
-ENDING = """
-import atexit, sys, threading
-from npuc import cli
-class Kept:
-    def __del__(self): print("taken apart")
-kept = Kept()
-atexit.register(print, "at exit")
-sys.argv[1:] = ["inspect", "nothing.npuc"]
-def go(): print("late", end=" ")
-threading.Timer(0.5, go).start() if LATE else None
-print("unflushed")
-cli.program()
-"""
-
-
-@pytest.mark.parametrize(
-    ("late", "text"),
-    [(False, "unflushed\nat exit\n"), (True, "unflushed\nlate at exit\ntaken apart\n")],
-)
-def test_a_process_ends_at_once_unless_a_thread_is_at_work(
-    folder: Path, late: bool, text: str
-) -> None:
-    code = ENDING.replace("LATE", str(late))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.stdout, done.returncode) == (text, 3)
-    assert len(done.stderr.splitlines()) < 4
 
 
 def test_every_option_says_what_it_does() -> None:
@@ -310,62 +281,6 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     stub(monkeypatch, raises=KeyboardInterrupt())
     assert main(["compile", "m.onnx", "-t", "cpu"]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "npuc: interrupted"
-
-
-SLEEPER = """
-import sys, time, types
-from npuc.atomic import atomic_write
-def compile(*args, progress, **kwargs):
-    with atomic_write("m.cpu.npuc"):
-        progress.stage("writing")
-        time.sleep(60)
-sys.modules["npuc.pipeline"] = types.SimpleNamespace(compile=compile)
-from npuc.cli import main
-from npuc.errors import ToolchainError
-sys.exit(main(["compile", "m.onnx", "-t", "cpu"]))
-"""
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
-def test_signals_leave_no_temporary_files(name: str, folder: Path) -> None:
-    import signal
-
-    run = subprocess.Popen([sys.executable, "-c", SLEEPER], stderr=subprocess.PIPE, text=True)
-    with run:
-        assert run.stderr is not None
-        assert run.stderr.readline() == "npuc: writing\n"
-        assert len(list(folder.iterdir())) == 1
-        run.send_signal(signal.Signals[name])
-        assert run.stderr.read() == "npuc: interrupted\n"
-    assert run.returncode == 130
-    assert list(folder.iterdir()) == []
-
-
-COMMAND = [sys.executable, "-m", "npuc"]
-
-
-def test_a_reader_that_goes_away_is_no_error() -> None:
-    run = subprocess.Popen(
-        [*COMMAND, "passes"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert run.stdout is not None and run.stderr is not None
-    run.stdout.close()
-    with run.stderr:
-        assert run.stderr.read() == ""
-    assert run.wait() == 141
-
-
-def test_results_that_cannot_be_written_are_an_error() -> None:
-    with open("/dev/full", "w") as full:
-        run = subprocess.run([*COMMAND, "passes"], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert run.returncode == 8
-    assert run.stderr == "npuc: cannot write to standard output: No space left on device\n"
-
-
-def test_terminals_without_unicode_get_the_text() -> None:
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    run = subprocess.run([*COMMAND, "passes"], capture_output=True, text=True, env=environment)
-    assert run.returncode == 0 and "fold-constants" in run.stdout
 
 
 def test_targets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
